@@ -1,0 +1,136 @@
+"""Box URIs: `scheme:rest?option=value` -> an open box. Schemes are a table of strings, resolved when first used.
+
+Knows nothing of what is behind a scheme, except whether it computes with torch in this process.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection, Mapping, Sequence
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from engine.core import GIVES, BlackBox, Outputs
+from engine.errors import RecipeError, TaskError, nearest
+
+SCHEMES: dict[str, str] = {
+    "open_clip": "engine.boxes.weights:open_named",
+    "hf-hub": "engine.boxes.weights:open_hub",
+    "local-dir": "engine.boxes.weights:open_folder",
+    "mini": "miniature:open_box",
+    "toy": "engine.boxes.toy:open_box",
+}
+"""scheme -> `module:function`, called as `f(rest, *, uri, classes, template, gives, device, options)`."""
+
+WITHOUT_TORCH = frozenset({"toy"})
+"""Schemes whose boxes do not compute with torch, so that nothing is said about its threads."""
+
+_RICHEST_FIRST = ("features", "scores", "topk", "labels")
+_TOP = 5
+
+
+def parse_uri(uri: str) -> tuple[str, str, dict[str, str]]:
+    """Split a box URI into scheme, rest and options.
+
+    >>> parse_uri("open_clip:ViT-B-16,openai?gives=scores&seed=3")
+    ('open_clip', 'ViT-B-16,openai', {'gives': 'scores', 'seed': '3'})
+
+    Raises:
+        RecipeError: There is no scheme, or an option is malformed, empty or given twice.
+    """
+    scheme, colon, tail = uri.partition(":")
+    if not colon or not scheme:
+        raise RecipeError(f"box {uri!r}: a box is named scheme:name, with a scheme of {', '.join(SCHEMES)}")
+    rest, _, query = tail.partition("?")
+    options: dict[str, str] = {}
+    for part in query.split("&") if query else ():
+        pair = parse_qsl(part, keep_blank_values=True)
+        if len(pair) != 1 or not pair[0][0] or not pair[0][1]:
+            raise RecipeError(f"box {uri!r}: option {part!r}; options are written ?name=value&name=value")
+        name, value = pair[0]
+        if name in options:
+            raise RecipeError(f"box {uri!r}: option {name!r} is given twice; give it once")
+        options[name] = value
+    return scheme, rest, options
+
+
+def open_box(
+    uri: str, *, classes: Sequence[str], template: str, device: str = "cpu", threads: int | None = 1
+) -> BlackBox:
+    """Open a frozen model for one task's classes and template.
+
+    Args:
+        uri: `scheme:rest?option=value&...`. `gives=scores` (comma separated) narrows what the box gives; other
+            options are the scheme's own.
+        classes: The task's class names, all different.
+        template: A sentence with one `{}` for the class name.
+        device: Where a local model computes, in torch's words.
+        threads: Threads of torch in this process; None leaves them as they are.
+
+    Raises:
+        RecipeError: The URI or one of its options is unknown or malformed.
+        TaskError: The classes or the template cannot be used.
+        BoxError: The weights could not be fetched.
+    """
+    scheme, rest, options = parse_uri(uri)
+    if scheme not in SCHEMES:
+        raise RecipeError(
+            f"box {uri!r}: no scheme {scheme!r}{nearest(scheme, SCHEMES)}; it is one of {', '.join(SCHEMES)}"
+        )
+    classes = tuple(classes)
+    if not classes or len(set(classes)) != len(classes) or not all(name.strip() for name in classes):
+        raise TaskError(f"classes {list(classes)[:8]}: at least one, none empty, all different; rename them")
+    if template.count("{}") != 1:
+        raise TaskError(f"template {template!r}: it needs exactly one {{}} for the class name")
+    gives = _narrowed(uri, options.pop("gives", None))
+    module, _, function = SCHEMES[scheme].partition(":")
+    if scheme not in WITHOUT_TORCH and threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    opener = getattr(importlib.import_module(module), function)
+    return opener(rest, uri=uri, classes=classes, template=template, gives=gives, device=device, options=options)
+
+
+def _narrowed(uri: str, value: str | None) -> frozenset[str] | None:
+    """The set in `gives=`, None where it is not said."""
+    if value is None:
+        return None
+    kinds = value.split(",")
+    for kind in kinds:
+        if kind not in GIVES:
+            raise RecipeError(f"box {uri!r}: gives={kind}{nearest(kind, GIVES)}; a box gives {', '.join(GIVES)}")
+    return frozenset(kinds)
+
+
+def refuse_unknown(uri: str, options: Mapping[str, str], known: Collection[str]) -> None:
+    """For openers: raise RecipeError where `options` has one that this scheme does not know."""
+    for name in options:
+        if name not in known:
+            raise RecipeError(
+                f"box {uri!r}: no option {name!r}{nearest(name, [*known, 'gives'])}; "
+                f"this scheme knows {', '.join([*known, 'gives'])}"
+            )
+
+
+def keep_only(features: Outputs, gives: frozenset[str]) -> Outputs:
+    """Reduce an answer in features to the richest kind that the box gives, exactly one.
+
+    Args:
+        features: `text` (P or 1, C, E) and `image` (P or 1, B, E), as `Outputs` has them.
+        gives: At least one of labels, topk, scores, features.
+    """
+    kind = next(kind for kind in _RICHEST_FIRST if kind in gives)
+    if kind == "features":
+        return features
+    logits = features.logits()
+    if kind == "scores":
+        return Outputs(scores=logits)
+    if kind == "labels":
+        return Outputs(labels=logits.argmax(-1))
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
+    best = np.argsort(-shifted, axis=-1, kind="stable")[..., :_TOP]
+    return Outputs(topk=(best, np.take_along_axis(shifted, best, -1).astype(np.float32)))

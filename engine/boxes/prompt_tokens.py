@@ -1,0 +1,151 @@
+"""A template and class names as token ids, cut where the context ends.
+
+A prompt is `[start] context name [end]`: the template's words before `{}` are the context, and what follows `{}` goes
+with the name.
+
+Knows nothing of models, or of contexts that are not words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from engine.errors import RefusedError, TaskError
+
+Tokenizer = Callable[..., Any]
+"""An open_clip tokenizer: `tokenizer(texts, context_length=n)` -> `(len(texts), n)` int64 ids, padded behind."""
+
+_ROOM = 4
+"""Prompts are tokenised in this many times the model's positions, so that one that is too long is seen, not cut."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptTokens:
+    """C prompts of one template, in token ids."""
+
+    start: tuple[int, ...]
+    """What the tokenizer puts before every text: a start token, or nothing (SigLIP)."""
+    context: tuple[int, ...]
+    """M ids: the template's words before `{}`."""
+    suffixes: tuple[tuple[int, ...], ...]
+    """Of each class: its name and the words behind it, then `end`."""
+    end: tuple[int, ...]
+    """What the tokenizer puts behind every text; () where that is the pad itself (SigLIP's T5 vocabulary)."""
+    pad: int
+    length: int
+    """Positions of the model."""
+    classes: tuple[str, ...]
+
+    def rows(self, num_context: int | None = None) -> list[list[int]]:
+        """C rows of `length` ids, for a context of `num_context` vectors (None: the template's words).
+
+        A context of vectors has no ids; each of its positions holds the first id of the name, which no model takes
+        for an end token or a pad. Raises TaskError naming a class whose prompt does not fit.
+        """
+        rows = []
+        for name, suffix in zip(self.classes, self.suffixes, strict=True):
+            context = self.context if num_context is None else (suffix[0],) * num_context
+            row = [*self.start, *context, *suffix]
+            needed = len(row) + (0 if self.end else 1)
+            if needed > self.length:
+                raise TaskError(
+                    f"class {name!r} needs {needed} tokens with a context of {len(context)}; this model has "
+                    f"{self.length} positions; shorten the name, the template or the context"
+                )
+            rows.append(row + [self.pad] * (self.length - len(row)))
+        return rows
+
+
+def split_template(template: str) -> tuple[str, str]:
+    """The words before and behind the one `{}` of a template. Raises TaskError where there is none, or more than one.
+
+    >>> split_template("a photo of a {}.")
+    ('a photo of a ', '.')
+    """
+    if template.count("{}") != 1:
+        raise TaskError(
+            f"{template=} has {template.count('{}')} places for the class name; it needs exactly one: write "
+            "{} once, as in 'a photo of a {}.'"
+        )
+    before, behind = template.split("{}")
+    return before, behind
+
+
+def tokenize_prompts(
+    tokenizer: Tokenizer, classes: Sequence[str], template: str, length: int, vocabulary: frozenset[int] | None = None
+) -> PromptTokens:
+    """Token ids of `template.format(name)` for every class, through the model's own tokenizer.
+
+    Args:
+        tokenizer: the model's own.
+        classes: C names.
+        template: words with one `{}` for the name.
+        length: positions of the model.
+        vocabulary: the ids that the model knows, where it does not know all of its tokenizer's.
+
+    Raises:
+        TaskError: a name or template that is empty, too long, has words outside the vocabulary, or melts together
+            with the word before it (then the context has no end).
+        RefusedError: a tokenizer that does not put its padding last.
+    """
+    before, behind = split_template(template)
+    if not classes:
+        raise TaskError("no classes came; a task needs at least one class name")
+    texts = ["", "a", before.strip(), *(f"{before}{name}{behind}" for name in classes)]
+    empty, letter, words, *prompts = tokenizer(texts, context_length=_ROOM * length).tolist()
+    if empty[-1] != empty[-2]:
+        raise RefusedError(
+            f"{type(tokenizer).__name__} puts token {empty[-1]} behind its padding; a context needs a tokenizer that "
+            "pads last; use another model, or search words or pixels"
+        )
+    pad = empty[-1]
+    start = tuple(token for token, _ in takewhile(lambda pair: pair[0] == pair[1], zip(empty, letter, strict=True)))
+    end = _unpadded(empty, pad)[len(start) :]
+    if start and not end and set(start) == {pad}:
+        start = ()  # an empty text of pads only: the letter came after nothing
+    context = _unpadded(words, pad)[len(start) :]
+    context = context[: len(context) - len(end)]
+    suffixes = []
+    for name, row in zip(classes, prompts, strict=True):
+        ids = _unpadded(row, pad)
+        head = (*start, *context)
+        body = ids[len(head) : len(ids) - len(end)]
+        if ids[: len(head)] != head:
+            raise TaskError(
+                f"class {name!r} melts together with the words before it in {template=}; put a space before {{}}"
+            )
+        if not name.strip() or not body:
+            raise TaskError(f"class {name!r} has no tokens in {template=}; every class needs a name")
+        suffixes.append((*body, *end))
+        _check_known(f"class {name!r}", body, vocabulary)
+    _check_known(f"{template=}", context, vocabulary)
+    found = PromptTokens(
+        start=start,
+        context=context,
+        suffixes=tuple(suffixes),
+        end=end,
+        pad=pad,
+        length=length,
+        classes=tuple(classes),
+    )
+    found.rows()  # names that do not fit are refused here, at opening
+    return found
+
+
+def _unpadded(row: Sequence[int], pad: int) -> tuple[int, ...]:
+    size = len(row)
+    while size and row[size - 1] == pad:
+        size -= 1
+    return tuple(row[:size])
+
+
+def _check_known(what: str, ids: Sequence[int], vocabulary: frozenset[int] | None) -> None:
+    unknown = [] if vocabulary is None else sorted(set(ids) - vocabulary)
+    if unknown:
+        raise TaskError(
+            f"{what} has words that this model does not know (tokens {unknown}); it knows {len(vocabulary or ())} "
+            "tokens; use other words"
+        )

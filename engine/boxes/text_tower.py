@@ -1,0 +1,192 @@
+"""Text features of C classes for P candidates: which way this model allows, and the way that every model allows.
+
+Three ways, all the same to fp32 rounding. `plain`: open_clip's own forward, one candidate at a time, differentiable.
+`batched`: the same with candidates side by side. `packed` (packed_text.py): causal towers, the shared prefix once per
+candidate. The model's configuration chooses; a canary at opening compares the choice with the model itself.
+
+Knows nothing of images, of search, or of how contexts are parametrized.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.boxes.prompt_tokens import PromptTokens, Tokenizer, tokenize_prompts
+from engine.errors import RecipeError, RefusedError
+
+PATHS = ("auto", "packed", "batched", "plain")
+TOLERANCE = 1e-5
+"""Largest difference of normalised features that the canary lets pass; rounding makes about 1e-7, a mistake > 1e-2."""
+_POSITIONS_PER_CALL = 2048
+"""Token positions of one call of the model in the batched way: the partition depends on shapes alone."""
+
+_log = logging.getLogger(__name__)
+
+
+class TextTower:
+    """The text half of an open_clip model, for one set of classes and one template.
+
+    Args:
+        model: open_clip's CLIP, CustomTextCLIP or CoCa, in eval mode and float32.
+        tokenizer: the model's own.
+        classes: C names.
+        template: words with one `{}`; the words before it are the context that candidates replace.
+        vocabulary: token ids that the model knows, where it does not know all of its tokenizer's.
+        path: "auto", or one of "packed", "batched", "plain" to insist.
+
+    Raises:
+        TaskError: names or a template that this model cannot hold, by name.
+        RefusedError: a path that this model does not allow.
+    """
+
+    path: str
+    """The way taken: "packed", "batched" or "plain"."""
+    why: str
+    """The reason, in words."""
+    sequences: int
+    """Text-tower sequences so far: C for each candidate, whatever the way."""
+    template_context: Tensor | None
+    """`(M, W)` float32, the template's own token vectors; None where the tower takes words only."""
+    sigma: float
+    """Standard deviation of the entries of the token embedding (of the rows that the vocabulary names)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        classes: Sequence[str],
+        template: str,
+        *,
+        vocabulary: frozenset[int] | None = None,
+        path: str = "auto",
+    ) -> None:
+        if path not in PATHS:
+            raise RecipeError(f"{path=} came; a text tower goes one of {', '.join(PATHS)}; choose one")
+        self.classes = tuple(classes)
+        self.template = template
+        self.sequences = 0
+        self._model = model
+        self._text: nn.Module = getattr(model, "text", model)
+        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
+        self._embedding = _token_embedding(self._text)
+        self._device = next(model.parameters()).device
+        self._length = _positions(self._text, tokenizer)
+        self._tokens = self._tokenize(template)
+        weight = self._embedding.weight.detach()
+        self.sigma = float((weight if vocabulary is None else weight[sorted(vocabulary)]).std())
+        self.template_context = self._words_context(self._tokens)
+        self.path, self.why = "batched", "the general way"
+        self._check_canary()
+
+    def encode(self, contexts: Tensor | None = None, *, path: str | None = None) -> Tensor:
+        """L2-normalised text features `(P, C, E)` float32.
+
+        Args:
+            contexts: `(P, M', W)` vectors in place of the template's words before `{}`; M' need not be M. A context
+                of its own for every class, `(P, C, M', W)`, shares no prefix and goes the batched way. None: the
+                template itself, P = 1.
+            path: another way for this call. Where `contexts` needs a gradient, the way is plain.
+
+        Raises:
+            RefusedError: contexts of a wrong shape, or given to a tower that takes words only.
+            TaskError: a class whose prompt does not fit behind a context so long.
+        """
+        differentiable = torch.is_grad_enabled() and contexts is not None and contexts.requires_grad
+        with torch.set_grad_enabled(differentiable):
+            contexts = self._checked(contexts)
+            self.sequences += len(contexts) * len(self.classes)
+            return self._run(self._tokens, contexts, "plain" if differentiable else path or self.path)
+
+    def encode_words(self, templates: Sequence[str]) -> Tensor:
+        """L2-normalised text features `(P, C, E)` of P templates in words, each with one `{}`."""
+        features = []
+        with torch.no_grad():
+            for template in templates:
+                tokens = self._tokenize(template)
+                self.sequences += len(self.classes)
+                features.append(self._run(tokens, self._words_context(tokens)[None], self.path))
+        return torch.cat(features)
+
+    def _tokenize(self, template: str) -> PromptTokens:
+        return tokenize_prompts(self._tokenizer, self.classes, template, self._length, self._vocabulary)
+
+    def _words_context(self, tokens: PromptTokens) -> Tensor:
+        ids = torch.tensor(tokens.context, dtype=torch.long, device=self._device)
+        with torch.no_grad():
+            return self._embedding(ids)
+
+    def _checked(self, contexts: Tensor | None) -> Tensor:
+        if contexts is None:
+            return self.template_context[None]
+        width = self._embedding.weight.shape[1]
+        classes = contexts.shape[1] if contexts.dim() == 4 else len(self.classes)
+        if contexts.dim() not in (3, 4) or contexts.shape[-1] != width or classes != len(self.classes):
+            raise RefusedError(
+                f"contexts.shape={tuple(contexts.shape)} came; this tower takes (P, M, {width}) or, for a context per "
+                f"class, (P, {len(self.classes)}, M, {width}); check the prompt's shape"
+            )
+        return contexts.to(device=self._device, dtype=self._embedding.weight.dtype)
+
+    def _run(self, tokens: PromptTokens, contexts: Tensor, path: str) -> Tensor:
+        return self._forward(tokens, contexts, mix=path == "batched")
+
+    def _forward(self, tokens: PromptTokens, contexts: Tensor, *, mix: bool) -> Tensor:
+        """open_clip's own forward on every prompt; `mix`: prompts of several candidates in one call."""
+        num, num_classes = len(contexts), len(tokens.suffixes)
+        num_context = contexts.shape[-2]
+        ids = torch.tensor(tokens.rows(num_context), dtype=torch.long, device=self._device)
+        per_call = max(1, _POSITIONS_PER_CALL // tokens.length)
+        pairs = [(candidate, row) for candidate in range(num) for row in range(num_classes)]
+        spans = [(0, len(pairs))] if mix else [(c * num_classes, (c + 1) * num_classes) for c in range(num)]
+        features = []
+        first = len(tokens.start)
+        for begin, stop in spans:
+            for at in range(begin, stop, per_call):
+                candidates, rows = zip(*pairs[at : min(at + per_call, stop)], strict=True)
+                where = list(rows)
+                given = contexts[list(candidates), where] if contexts.dim() == 4 else contexts[list(candidates)]
+                with _replaced(self._embedding, given, first):
+                    features.append(self._model.encode_text(ids[where], normalize=True))
+        return torch.cat(features).reshape(num, num_classes, -1)
+
+    def _check_canary(self) -> None:
+        pass
+
+
+@contextmanager
+def _replaced(embedding: nn.Embedding, contexts: Tensor, first: int) -> Iterator[None]:
+    """While open: the embedding's output `(n, L, W)` holds `contexts` `(n, M, W)` from position `first` on.
+
+    A hook on the embedding leaves everything behind it to the model: positions, masks, pooling, whatever they are.
+    """
+    end = first + contexts.shape[1]
+
+    def put(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return torch.cat([output[:, :first], contexts, output[:, end:]], dim=1)
+
+    handle = embedding.register_forward_hook(put)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _token_embedding(text: nn.Module) -> nn.Embedding:
+    """The module that turns token ids into vectors: open_clip's, or that of a Hugging Face tower."""
+    if hasattr(text, "token_embedding"):
+        return text.token_embedding
+    return text.transformer.get_input_embeddings()
+
+
+def _positions(text: nn.Module, tokenizer: Tokenizer) -> int:
+    """Text positions of the model; a Hugging Face tower has as many as its tokenizer says."""
+    if hasattr(text, "token_embedding"):
+        return int(text.context_length)
+    return int(tokenizer.context_length)

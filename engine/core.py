@@ -1,0 +1,319 @@
+"""The shapes that pass between the rooms of the engine, and the protocols that the rooms keep.
+
+Letters in shapes: P candidates, B rows of a step, N training images, C classes, E joint embedding width, M context
+tokens, W token width, H image side in pixels, d searched dimensions, k probes of a step.
+
+Knows nothing of torch, of Ray, or of any particular model, method or data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from engine.errors import RefusedError
+
+Array = np.ndarray
+
+GIVES = ("labels", "topk", "scores", "features")
+ACCEPTS = ("words", "pixels", "context", "tokens")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What passes through the keyhole
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompts:
+    """P decoded candidates: all that passes through the keyhole besides the images. At least one field is set."""
+
+    count: int
+    """P. Explicit, because a prompt may leave every part at the template."""
+    context: Array | None = None
+    """`(P, M, W)` float32 text context vectors; None: the template's own."""
+    pixels: Array | None = None
+    """`(P, 3, H, H)` float32, added to the image (in [0, 1] units, before normalisation)."""
+    words: tuple[str, ...] | None = None
+    """P templates, each with one `{}` for the class name."""
+
+    def needs(self) -> frozenset[str]:
+        """Which kinds of prompt a box must accept to answer these."""
+        return frozenset(kind for kind in ("context", "pixels", "words") if getattr(self, kind) is not None)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, part: slice) -> Prompts:
+        return Prompts(
+            count=len(range(self.count)[part]),
+            context=None if self.context is None else self.context[part],
+            pixels=None if self.pixels is None else self.pixels[part],
+            words=None if self.words is None else self.words[part],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outputs:
+    """What a box answered for P candidates on B rows: just what it gives, and no more."""
+
+    labels: Array | None = None
+    """`(P, B)` int64 predicted classes."""
+    topk: tuple[Array, Array] | None = None
+    """`(P, B, K)` int64 classes and their float32 log-probabilities, best first."""
+    scores: Array | None = None
+    """`(P, B, C)` float32 logits or log-probabilities, up to a constant per row."""
+    text: Array | None = None
+    """`(P or 1, C, E)` float32 L2-normalised class features."""
+    image: Array | None = None
+    """`(P or 1, B, E)` float32 L2-normalised image features."""
+    scale: float = 1.0
+    """What the cosine of text and image is multiplied by to make a logit."""
+
+    def logits(self) -> Array:
+        """`(P, B, C)` float32 scores: as returned, or from the returned features (no query).
+
+        Raises RefusedError where the box gives only labels or the top k.
+        """
+        if self.scores is not None:
+            return self.scores
+        if self.text is None or self.image is None:
+            raise RefusedError("this box gives neither scores nor features; use a method that needs only labels")
+        return np.matmul(self.image, self.text.transpose(0, 2, 1)) * np.float32(self.scale)
+
+    def predictions(self) -> Array:
+        """`(P, B)` int64 predicted classes, from the richest answer there is."""
+        if self.labels is not None:
+            return self.labels
+        if self.topk is not None:
+            return self.topk[0][..., 0]
+        return self.logits().argmax(-1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What answering cost the hardware."""
+
+    sequences: int = 0
+    image_encodes: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            sequences=self.sequences + other.sequences, image_encodes=self.image_encodes + other.image_encodes
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSpec:
+    """What a box that accepts `context` tells about its text side."""
+
+    context: Array
+    """`(M, W)` float32: the template's own token vectors. theta = 0 decodes to these."""
+    sigma: float
+    """Standard deviation of the token embedding's entries: one unit of theta."""
+    vocabulary: Array | None = None
+    """`(V, W)` float32 rows of the token embedding, where the box shows them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxSpec:
+    """What a box says of itself. A method declares what it needs and is refused by a box that lacks it."""
+
+    uri: str
+    gives: frozenset[str]
+    accepts: frozenset[str]
+    classes: tuple[str, ...]
+    template: str
+    image_size: int
+    """H in pixels."""
+    text: TextSpec | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What must agree for an artifact to mean the same here: weights hash, preprocessing, activation, device kind."""
+    path: str = "plain"
+    """Which way the box computes, in words (`keyhole doctor --box` prints it)."""
+
+
+class ImageSource(Protocol):
+    """A task's images by reference: picklable, small, decoded where the box lives."""
+
+    def __len__(self) -> int: ...
+    def read(self, rows: Sequence[int]) -> list[Array]:
+        """uint8 RGB arrays `(h, w, 3)` of these rows. Raises TaskError naming a file that cannot be read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Subset:
+    """Some rows of another source, in the order given."""
+
+    source: ImageSource
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, rows: Sequence[int]) -> list[Array]:
+        return self.source.read([self.rows[row] for row in rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Images and their labels."""
+
+    source: ImageSource
+    labels: Array
+    """`(n,)` int64."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, rows: Array) -> Split:
+        """These rows, in this order."""
+        return Split(source=Subset(self.source, tuple(int(r) for r in rows)), labels=self.labels[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Classes, a template with one `{}` for the class name, and three splits."""
+
+    uri: str
+    classes: tuple[str, ...]
+    template: str
+    train: Split
+    val: Split
+    test: Split
+    control: bool = False
+    """A control: neither CoOp nor a linear probe is clearly above zero-shot here."""
+
+
+Staged = Any
+"""A box's own handle on images that it holds: decoded, preprocessed and, where exact, encoded."""
+
+
+@runtime_checkable
+class BlackBox(Protocol):
+    """A frozen model seen through its interface."""
+
+    spec: BoxSpec
+
+    def stage(self, source: ImageSource) -> Staged:
+        """Bring images to where the box lives, once."""
+        ...
+
+    def answer(self, prompts: Prompts, staged: Staged, rows: Array) -> Outputs:
+        """What the box gives for each candidate on these rows. Raises RefusedError for a prompt it does not accept."""
+        ...
+
+    def work(self) -> Work:
+        """Sequences and image encodes since the last call of `work`."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is searched, and how
+
+
+class Parametrization(Protocol):
+    """The map from the searched vector to a prompt. A frozen dataclass, pure and picklable."""
+
+    dim: int
+
+    def decode(self, thetas: Array) -> Prompts:
+        """`(P, d)` -> P prompts. theta = 0 decodes to the task's own template."""
+        ...
+
+
+Objective = Callable[[Outputs, Array], Array]
+"""Outputs, labels `(B,)` -> losses `(P,)` float64."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Feedback:
+    """What a search learns of its candidates, in the order it asked for them."""
+
+    losses: Array
+    """`(P,)` float64; NaN: that candidate failed."""
+    outputs: Outputs | None = None
+    """The table, for methods whose `needs.table` is set."""
+    labels: Array | None = None
+    """`(B,)` int64, with the table: what the solver fits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Needs:
+    """What a method needs of a box: any one of `gives`, all of `accepts` (empty: whatever the prompt is)."""
+
+    gives: frozenset[str] = frozenset({"scores", "features"})
+    accepts: frozenset[str] = frozenset()
+    table: bool = False
+    """Whether `tell` wants the outputs themselves, not only their losses."""
+
+
+class Search(Protocol):
+    """The running, stateful half of a method: ask / tell / recommend, as in Nevergrad and CMA."""
+
+    def ask(self, limit: int) -> Array:
+        """`(P, d)` float32 with 1 <= P <= limit."""
+        ...
+
+    def tell(self, thetas: Array, feedback: Feedback) -> None:
+        """Answers to the last `ask`, all of them, in the order asked."""
+        ...
+
+    def recommend(self) -> Array:
+        """`(d,)` float32: the best guess so far."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Arrays and plain JSON values that bring this search back to the same bits."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Method(Protocol):
+    """A search method: a frozen dataclass of hyper-parameters whose repr is its configuration."""
+
+    needs: Needs
+
+    def start(self, dim: int, budget: float, seed: int) -> Search: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """An evaluator's answer for P candidates."""
+
+    losses: Array
+    """`(P,)` float64, NaN where a candidate failed."""
+    correct: Array
+    """`(P,)` int64: how many of the rows were classified right."""
+    pairs: int
+    work: Work
+    outputs: Outputs | None = None
+    retries: int = 0
+    duplicates: int = 0
+    bytes: int = 0
+
+
+class Evaluator(Protocol):
+    """Where candidates are evaluated: Serial or RayPool. Same answers, same account."""
+
+    workers: int
+
+    def evaluate(
+        self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False
+    ) -> Reply:
+        """Losses of `(P, d)` candidates on these rows of a split, train, val or test (None: all rows)."""
+        ...
+
+    def call(self, name: str, *args: Any) -> Any:
+        """Any other question to the problem, by the name of its method."""
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Device, builds and a canary evaluation, which all workers share."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,51 @@
+"""The errors a user can meet. Each inherits `KeyholeError` and the builtin that fits it.
+
+A message has three parts: what came, what is allowed, what to do. Knows nothing of who raises them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KeyholeError(Exception):
+    """Anything Keyhole refuses or cannot do. `exit_code` is what the command line ends with."""
+
+    exit_code = 2
+
+
+class RecipeError(KeyholeError, ValueError):
+    """A setting that is unknown, malformed or without effect."""
+
+
+class TaskError(KeyholeError, ValueError):
+    """A task, an image or a class name that cannot be used."""
+
+
+class ArtifactError(KeyholeError, ValueError):
+    """An artifact, checkpoint or run folder that cannot be read or written."""
+
+
+class RefusedError(KeyholeError, ValueError):
+    """A request that this box or method can never answer: it lacks what is needed."""
+
+
+class BudgetError(KeyholeError, ValueError):
+    """Spending that the budget does not allow."""
+
+
+class BoxError(KeyholeError, RuntimeError):
+    """A box that failed for good."""
+
+    exit_code = 3
+
+
+class TransientBoxError(BoxError):
+    """A box that failed for now: whoever asked may ask again."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint for a message: `, did you mean 'x'?` where one of `known` resembles `word`, else ''."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,91 @@
+"""The account of what a run asked of the box, and the refusal to overspend.
+
+The atom is the pair: one prompt with one image, sent to the box. One evaluation is N pairs, N the training images;
+the budget is in evaluations. The final test read is accounted apart. Knows nothing of methods or of models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engine.core import Reply
+from engine.errors import BudgetError
+
+
+@dataclass(kw_only=True)
+class Ledger:
+    """Counts, in the units that the hardware, an API's bill and the literature use.
+
+    >>> ledger = Ledger(images=160, budget=2)
+    >>> ledger.affordable(160)
+    2
+    """
+
+    images: int
+    """N, training images: what makes one evaluation."""
+    budget: float
+    """Evaluations allowed."""
+    pairs: int = 0
+    test_pairs: int = 0
+    sequences: int = 0
+    image_encodes: int = 0
+    retries: int = 0
+    duplicates: int = 0
+    bytes: int = 0
+    cost: float = 0.0
+    """Money, for a box that has a price."""
+
+    def __post_init__(self) -> None:
+        if not self.budget > 0:
+            raise BudgetError(f"budget={self.budget}: a budget is a positive number of evaluations; try budget=1000")
+
+    @property
+    def evaluations(self) -> float:
+        """Pairs spent, in evaluations of the whole training set."""
+        return self.pairs / self.images
+
+    @property
+    def pairs_left(self) -> int:
+        # The epsilon forgives budgets such as 0.1 * 160 that fall a rounding error short of whole pairs.
+        return int(self.budget * self.images + 1e-6) - self.pairs
+
+    def affordable(self, rows: int, *, reserve: int = 0) -> int:
+        """How many candidates on `rows` rows are within the budget, `reserve` pairs kept back."""
+        return max(0, (self.pairs_left - reserve) // rows)
+
+    def charge(self, reply: Reply, *, pairs: int | None = None) -> None:
+        """Book an answer. `pairs` overrides what was counted, for what follows from earlier answers.
+
+        Raises BudgetError if the budget does not cover it: an invariant of whoever asked too much.
+        """
+        due = reply.pairs if pairs is None else pairs
+        if due > self.pairs_left:
+            raise BudgetError(f"{due} pairs asked with {self.pairs_left} left of a budget of {self.budget} evaluations")
+        self.pairs += due
+        self._work(reply)
+
+    def charge_test(self, reply: Reply) -> None:
+        """Book the final test read, apart from the budget."""
+        self.test_pairs += reply.pairs
+        self._work(reply)
+
+    def _work(self, reply: Reply) -> None:
+        self.sequences += reply.work.sequences
+        self.image_encodes += reply.work.image_encodes
+        self.retries += reply.retries
+        self.duplicates += reply.duplicates
+        self.bytes += reply.bytes
+
+    def as_dict(self) -> dict[str, Any]:
+        """The counts, as `result.json` and checkpoints hold them."""
+        counts = asdict(self)
+        counts.pop("images")
+        counts.pop("budget")
+        return {"evaluations": self.evaluations, **counts}
+
+    def restore(self, counts: dict[str, Any]) -> None:
+        """Take up the counts of a checkpoint."""
+        for name, value in counts.items():
+            if name != "evaluations":
+                setattr(self, name, value)

@@ -1,0 +1,258 @@
+"""The loop: ask, evaluate, tell, look. A generator that everything iterates.
+
+Progress bars, checkpoints, early stopping, trackers and reports are `for` bodies over `steps(...)`; there are no
+callbacks. Knows nothing of files, of Ray and of the command line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from engine.core import Array, Evaluator, Feedback, Search
+from engine.errors import ArtifactError, BoxError, BudgetError
+from engine.ledger import Ledger
+from engine.noise import Purpose, rng
+
+LOOKS = 20
+"""How often a run reads the validation split to select what it will keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """One reading of the validation split."""
+
+    theta: Array
+    val_loss: float
+    val_accuracy: float
+    evaluations: float
+    train_loss: float | None = None
+    """Loss on all training rows where the candidate was evaluated on them anyway."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One ask / tell round."""
+
+    step: int
+    evaluations: float
+    pairs: int
+    loss: float
+    """The lowest loss among this round's candidates."""
+    best_loss: float
+    look: Look | None
+    """The validation reading of this round, on about LOOKS rounds a run."""
+    best: Look
+    """The selected one so far: the lowest validation loss."""
+    seconds: float
+    last: bool
+    state: Any = field(repr=False)
+    """Call it for all that `steps(..., resume=)` needs to go on from here to the same bits."""
+
+    def record(self) -> dict[str, Any]:
+        """The line of `history.jsonl`."""
+        return {
+            "step": self.step,
+            "evaluations": round(self.evaluations, 6),
+            "pairs": self.pairs,
+            "loss": self.loss,
+            "best_loss": self.best_loss,
+            "val_loss": self.look.val_loss if self.look else None,
+            "val_accuracy": self.look.val_accuracy if self.look else None,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def steps(
+    search: Search,
+    evaluator: Evaluator,
+    *,
+    ledger: Ledger,
+    num_val: int,
+    free_looks: bool = False,
+    batch: int | None = None,
+    rows: int | None = None,
+    looks: int = LOOKS,
+    seed: int = 1,
+    table: bool = False,
+    labels: Array | None = None,
+    resume: dict[str, Any] | None = None,
+) -> Iterator[Step]:
+    """Run a search until its budget is spent, one `Step` a round.
+
+    Args:
+        search: a fresh search (with `resume`: it is brought to where it was).
+        evaluator: where candidates are evaluated.
+        ledger: the account, with the budget; the loop never asks for more than it covers.
+        num_val: validation images; 0: no validation, the lowest training loss is selected.
+        free_looks: validation answers follow from text features that came back anyway, so they are not charged.
+        batch: most candidates a round (None: as many as the search likes).
+        rows: images a round, chosen from (seed, step) (None: all N).
+        looks: validation readings in a run.
+        seed: of the rows.
+        table: whether the search wants the box's outputs with the losses.
+        labels: `(N,)` training labels, told with the table.
+        resume: the state of an earlier `Step`.
+
+    Raises BudgetError for a budget that does not cover the template, ArtifactError for a state of another shape, BoxError when theta = 0 itself cannot be evaluated.
+    """
+    least = ledger.images + (0 if free_looks else num_val)
+    if ledger.budget * ledger.images < least:
+        raise BudgetError(
+            f"budget={ledger.budget}: the template and its validation alone take {least / ledger.images:.2f} "
+            "evaluations; allow more"
+        )
+    run = _Run(search, evaluator, ledger, num_val, free_looks, looks)
+    if resume is not None:
+        run.restore(resume)
+    N = ledger.images
+    while True:
+        chosen = None
+        if rows is not None and rows < N:
+            chosen = np.sort(rng(seed, run.step, Purpose.ROWS).choice(N, rows, replace=False))
+        limit = ledger.affordable(rows if chosen is not None else N, reserve=run.reserve)
+        if run.step == 0:
+            limit = max(limit, 1)  # theta = 0 is always evaluated, whatever else a tiny budget allows
+        if limit < 1:
+            return
+        thetas = np.ascontiguousarray(search.ask(min(limit, batch or limit)), np.float32)
+        if run.step == 0 and thetas[0].any():
+            run.evaluate(np.zeros_like(thetas[:1]), chosen, table=False)
+            if len(thetas) > limit - 1:
+                thetas = thetas[: max(1, limit - 1)]
+        reply = run.evaluate(thetas, chosen, table=table)
+        if run.step == 0 and math.isnan(run.zero_loss):
+            raise BoxError("the template itself (theta = 0) got no finite loss from this box; check its answers")
+        told = labels if chosen is None or labels is None else labels[chosen]
+        search.tell(thetas, Feedback(losses=reply.losses, outputs=reply.outputs, labels=told if table else None))
+        yield run.finish(reply.losses, rows if chosen is not None else N)
+
+
+class _Run:
+    """What changes from round to round; all of it goes into a checkpoint."""
+
+    def __init__(
+        self, search: Search, evaluator: Evaluator, ledger: Ledger, num_val: int, free_looks: bool, looks: int
+    ) -> None:
+        self.search, self.evaluator, self.ledger = search, evaluator, ledger
+        self.num_val, self.free_looks = num_val, free_looks
+        self.every = ledger.budget / max(1, looks)
+        # The last look, and the training loss of what it selects, are kept back from the budget.
+        self.reserve = min(num_val + ledger.images, ledger.pairs_left // 2)
+        self.step = 0
+        self.best_loss = self.zero_loss = math.nan
+        self.best: Look | None = None
+        self.answered: dict[bytes, float] = {}
+        self.next_look = 0.0
+        self.before = 0.0
+        self.started = time.monotonic()
+
+    def evaluate(self, thetas: Array, chosen: Array | None, *, table: bool) -> Any:
+        """Evaluate and book training candidates; remember what the whole training set said of each."""
+        reply = self.evaluator.evaluate(thetas, chosen, table=table)
+        self.ledger.charge(reply)
+        for theta, loss in zip(thetas, reply.losses, strict=True):
+            if self.step == 0 and math.isnan(self.zero_loss) and not theta.any():
+                self.zero_loss = float(loss)
+            if chosen is None:
+                self.answered[_key(theta)] = float(loss)
+        return reply
+
+    def finish(self, losses: Array, rows: int) -> Step:
+        """Close a round: look at the validation split where it is time, and report."""
+        finite = losses[np.isfinite(losses)]
+        loss = float(finite.min()) if len(finite) else math.nan
+        self.best_loss = float(np.nanmin([self.best_loss, loss])) if len(finite) else self.best_loss
+        last = self.ledger.affordable(rows, reserve=self.reserve) < 1
+        look = None
+        if self.step == 0:
+            look = self.look(np.zeros_like(self.search.recommend()))
+        elif last or self.ledger.evaluations >= self.next_look:
+            look = self.look(self.search.recommend())
+        if look is not None:
+            while self.next_look <= self.ledger.evaluations:
+                self.next_look += self.every
+            if self.best is None or look.val_loss < self.best.val_loss:
+                self.best = look
+        assert self.best is not None
+        done = self.step
+        self.step += 1
+        return Step(
+            step=done,
+            evaluations=self.ledger.evaluations,
+            pairs=self.ledger.pairs,
+            loss=loss,
+            best_loss=self.best_loss,
+            look=look,
+            best=self.best,
+            seconds=self.before + time.monotonic() - self.started,
+            last=last or self.ledger.affordable(rows, reserve=self.reserve) < 1,
+            state=self.state,
+        )
+
+    def look(self, theta: Array) -> Look | None:
+        """Read the validation split for one candidate; None if the budget does not cover it."""
+        theta = np.asarray(theta, np.float32)
+        train_loss = self.answered.get(_key(theta))
+        if not self.num_val:
+            loss = self.best_loss if train_loss is None else train_loss
+            return Look(
+                theta=theta, val_loss=loss, val_accuracy=math.nan, evaluations=self.ledger.evaluations,
+                train_loss=train_loss,
+            )  # fmt: skip
+        free = self.free_looks and train_loss is not None
+        if not free and self.num_val > self.ledger.pairs_left:
+            return None
+        reply = self.evaluator.evaluate(theta[None], None, split="val")
+        self.ledger.charge(reply, pairs=0 if free else None)
+        val_loss = float(reply.losses[0])
+        return Look(
+            theta=theta,
+            val_loss=val_loss if math.isfinite(val_loss) else math.inf,
+            val_accuracy=float(reply.correct[0] / self.num_val),
+            evaluations=self.ledger.evaluations,
+            train_loss=train_loss,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs."""
+        assert self.best is not None
+        keys = list(self.answered)
+        return {
+            "step": self.step,
+            "best_loss": self.best_loss,
+            "next_look": self.next_look,
+            "seconds": self.before + time.monotonic() - self.started,
+            "ledger": self.ledger.as_dict(),
+            "best": {**vars(self.best)},
+            "answered_keys": np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), 16),
+            "answered_losses": np.array([self.answered[key] for key in keys], np.float64),
+            "search": self.search.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        try:
+            self.step = int(state["step"])
+            self.best_loss = float(state["best_loss"])
+            self.next_look = float(state["next_look"])
+            self.before = float(state["seconds"])
+            self.ledger.restore(state["ledger"])
+            self.best = Look(**state["best"])
+            keys = [row.tobytes() for row in state["answered_keys"]]
+            self.answered = dict(zip(keys, state["answered_losses"].tolist(), strict=True))
+            self.search.load_state_dict(state["search"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"this checkpoint does not fit the run ({error!r}); was it written by another version or recipe?"
+            ) from error
+
+
+def _key(theta: Array) -> bytes:
+    return hashlib.blake2b(theta.tobytes(), digest_size=16).digest()

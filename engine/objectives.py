@@ -1,0 +1,114 @@
+"""Losses: what a box answered and the labels -> one number per candidate, lower is better.
+
+Knows nothing of what the candidates are or how they are searched.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.core import Array, Objective, Outputs
+from engine.errors import RecipeError, RefusedError, nearest
+
+
+def cross_entropy(outputs: Outputs, labels: Array) -> Array:
+    """Mean over the rows of -log softmax(logits)[label], from scores or features.
+
+    Computed in float64, one candidate's table at a time.
+
+    >>> table = np.log(np.array([[[0.5, 0.5], [0.25, 0.75]]], np.float32))
+    >>> np.round(cross_entropy(Outputs(scores=table), np.array([0, 1])), 4).tolist()
+    [0.4904]
+
+    Args:
+        outputs: Of P candidates on B rows, with scores or features.
+        labels: `(B,)` integers.
+
+    Returns:
+        `(P,)` float64; NaN for a candidate whose answer is not finite.
+
+    Raises:
+        RefusedError: The box gives only labels or the top k.
+    """
+    losses = []
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        for table in _tables(outputs):
+            logits = _for(labels, table.astype(np.float64))
+            logits -= logits.max(-1, keepdims=True)
+            chosen = np.take_along_axis(logits, labels[:, None], -1)[:, 0]
+            losses.append(np.mean(np.log(np.exp(logits).sum(-1)) - chosen))
+    return np.array([loss if np.isfinite(loss) else np.nan for loss in losses], np.float64)
+
+
+def zero_one(outputs: Outputs, labels: Array) -> Array:
+    """1 - accuracy: for boxes that give nothing but labels.
+
+    Returns:
+        `(P,)` float64 in [0, 1]; NaN for a candidate whose scores or features are not finite.
+    """
+    if outputs.labels is not None or outputs.topk is not None:
+        return np.mean(_for(labels, outputs.predictions(), axis=1) != labels, axis=-1, dtype=np.float64)
+    losses = []
+    for table in _tables(outputs):
+        wrong = _for(labels, table).argmax(-1) != labels
+        losses.append(wrong.mean() if np.isfinite(table).all() else np.nan)
+    return np.array(losses, np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """A sum of weighted terms, itself an objective."""
+
+    terms: tuple[tuple[float, Objective], ...]
+    """Pairs of weight and objective; at least one."""
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise ValueError("Weighted needs at least one (weight, term)")
+
+    def __call__(self, outputs: Outputs, labels: Array) -> Array:
+        """`(P,)` float64."""
+        return np.asarray([weight * term(outputs, labels) for weight, term in self.terms]).sum(0)
+
+
+OBJECTIVES: dict[str, Objective] = {"cross-entropy": cross_entropy, "zero-one": zero_one}
+"""name -> loss."""
+
+
+def make_objective(name: str) -> Objective:
+    """The loss of that name, or of `package.module:function`. Raises RecipeError where there is none."""
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise RecipeError(
+            f"objective {name!r}{nearest(name, OBJECTIVES)}; it is one of {', '.join(OBJECTIVES)}, "
+            "or package.module:function"
+        )
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"objective {name!r}: {error}; write package.module:function") from None
+
+
+def _tables(outputs: Outputs) -> Iterator[Array]:
+    """The logits `(B, C)` float32 of one candidate after another: the bits of `Outputs.logits`, not its memory."""
+    if outputs.scores is not None:
+        yield from outputs.scores
+        return
+    text, image = outputs.text, outputs.image
+    if text is None or image is None:
+        raise RefusedError("this box gives neither scores nor features; use the objective zero-one")
+    for p in range(max(len(text), len(image))):
+        yield image[p % len(image)] @ text[p % len(text)].T * np.float32(outputs.scale)
+
+
+def _for(labels: Array, answers: Array, axis: int = 0) -> Array:
+    """`answers`, checked to have a row for each label."""
+    if labels.ndim != 1 or answers.shape[axis] != len(labels):
+        raise ValueError(f"labels of shape {labels.shape} for answers of {answers.shape}: a label a row is wanted")
+    return answers

@@ -1,0 +1,330 @@
+"""Where candidates are evaluated: in this process (`Serial`) or on Ray actors (`RayPool`).
+
+Both cut P candidates into chunks by `chunk` alone, evaluate each chunk by itself and join the replies in order, so
+that the answer and the account are the same for any number of workers, also after workers died.
+Knows nothing of search methods and of budgets.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from engine.core import Array, BoxSpec, Reply
+from engine.errors import BoxError, KeyholeError, RecipeError
+from engine.problem import Problem, ProblemSpec, join
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 4
+"""How many workers may be lost or late on one chunk before the run gives up on it."""
+DEPTH = 2
+"""Calls in flight per actor: one runs while the next is already there."""
+OBJECT_STORE_BYTES = 512 * 2**20
+"""Of a local Ray that the pool starts itself: only candidates and replies pass through it."""
+STRAGGLER_S = 5.0
+"""A chunk this late near a step's end is also given to an idle worker; the first answer counts."""
+
+
+class Serial:
+    """The evaluator of one process: no Ray needed.
+
+    Args:
+        spec: the problem.
+        chunk: candidates evaluated together; part of what "the same bits" means.
+    """
+
+    workers = 0
+
+    def __init__(self, spec: ProblemSpec, *, chunk: int = 4) -> None:
+        self.chunk = chunk
+        self.problem = Problem(spec)
+        self.describe = self.problem.describe
+
+    def evaluate(
+        self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False
+    ) -> Reply:
+        """Losses of `(P, d)` candidates on these rows of a split (None: all)."""
+        return join([self.problem.evaluate(part, rows, split, table) for part in _chunks(thetas, self.chunk)])
+
+    def call(self, name: str, *args: Any) -> Any:
+        """Any other question to the problem: `image_features`, `decoded`, `cross_entropy`, ..."""
+        return getattr(self.problem, name)(*args)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.problem.fingerprint()
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class _Worker:
+    """What an actor runs: a problem, built at the first call so that its errors come back as errors of that call."""
+
+    def __init__(self, spec: ProblemSpec) -> None:
+        self.spec = spec
+
+    def open(self) -> dict[str, Any]:
+        self.problem = Problem(self.spec)
+        return self.problem.fingerprint()
+
+    def call(self, name: str, *args: Any) -> Any:
+        return getattr(self.problem, name)(*args)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@dataclass(eq=False)
+class _Job:
+    """One call to the problem, until it is answered."""
+
+    args: tuple[Any, ...]
+    tries: int = 0
+    copies: int = 0
+    answer: Any = None
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A job on its way to an actor."""
+
+    actor: Any
+    job: _Job
+    sent: float
+    deadline: float
+
+
+class RayPool:
+    """The evaluator of many processes: Ray actors that hold the frozen encoder.
+
+    A lost or late worker's chunk is given to another, the worker is replaced, and nobody downstream notices but the
+    `retries` of the account. Uses the Ray that is initialised, or RAY_ADDRESS, or starts a local one and ends it.
+
+    Args:
+        spec: the problem; every actor builds it for itself, weights mapped from the file that they share on a node.
+        workers: number of actors.
+        chunk: candidates evaluated together.
+        cpus, gpus: Ray resources of an actor; fractions of a GPU are fine.
+        timeout_s: time limit of one chunk, after which its worker is killed and replaced.
+        mixed: accept workers whose fingerprints differ (then "the same bits" no longer holds).
+
+    Raises BoxError if workers cannot be had, differ, or lose the same chunk again and again.
+    """
+
+    def __init__(
+        self,
+        spec: ProblemSpec,
+        workers: int,
+        *,
+        chunk: int = 4,
+        cpus: float = 1,
+        gpus: float = 0,
+        timeout_s: float = 600.0,
+        mixed: bool = False,
+    ) -> None:
+        if workers < 1:
+            raise RecipeError(f"workers={workers}: a pool has at least one; workers=0 runs in this process")
+        self.workers = workers
+        self.chunk = chunk
+        self.timeout_s = timeout_s
+        self.mixed = mixed
+        self._ray, self._own_cluster = _connect(workers, cpus)
+        self._make = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Worker).remote
+        self._spec = self._ray.put(spec)
+        self._load: dict[Any, int] = {}
+        self._opening: dict[Any, Any] = {}  # actor -> the fingerprint that it still owes
+        self._flying: dict[Any, _Flight] = {}  # call -> where it is
+        self._identity: dict[str, Any] = {}
+        try:
+            for _ in range(workers):
+                self._hire()
+            self._identity = self._first_fingerprint()
+        except BaseException:
+            self.close()
+            raise
+
+    def evaluate(
+        self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False
+    ) -> Reply:
+        """Losses of `(P, d)` candidates on these rows of a split (None: all)."""
+        jobs = [_Job(("evaluate", part, rows, split, table)) for part in _chunks(thetas, self.chunk)]
+        retries, duplicates = self._dispatch(jobs)
+        reply = join([job.answer for job in jobs])
+        moved = thetas.nbytes + reply.losses.nbytes + reply.correct.nbytes
+        return replace(reply, retries=retries, duplicates=duplicates, bytes=moved)
+
+    def call(self, name: str, *args: Any) -> Any:
+        """Any other question to the problem, answered by one worker."""
+        job = _Job((name, *args))
+        self._dispatch([job])
+        return job.answer
+
+    def describe(self) -> tuple[BoxSpec, int, bool]:
+        """The box's spec, d, and whether validation is free."""
+        return self.call("describe")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What all workers share: device, builds and the bits of a canary."""
+        return self._identity
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers, for those who want to watch (or to kill) them."""
+        return self._ray.get([actor.pid.remote() for actor in self._load])
+
+    def close(self) -> None:
+        """End the workers, and the local Ray if this pool started it."""
+        for actor in self._load:
+            self._ray.kill(actor, no_restart=True)
+        self._load.clear()
+        self._flying.clear()
+        if self._own_cluster:
+            self._ray.shutdown()
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _hire(self) -> None:
+        actor = self._make(self._spec)
+        self._load[actor] = 0
+        self._opening[actor] = actor.open.remote()
+
+    def _first_fingerprint(self) -> dict[str, Any]:
+        """That of the first worker to be ready; the others are compared before their first answer is used."""
+        ready, _ = self._ray.wait(list(self._opening.values()), num_returns=1, timeout=self.timeout_s)
+        if not ready:
+            raise BoxError(
+                f"no worker was ready within {self.timeout_s:g} s on a cluster of {self._ray.cluster_resources()}; "
+                "ask for fewer cpus or gpus a worker, or allow more time (timeout_s)"
+            )
+        try:
+            return self._ray.get(ready[0])
+        except self._ray.exceptions.RayTaskError as error:
+            raise _cause(error) from None
+        except self._ray.exceptions.RayActorError as error:
+            raise BoxError(f"a worker died while it opened the box: {error}; is there enough memory?") from None
+
+    def _check(self, actor: Any) -> None:
+        """Refuse to mix the answers of workers that differ."""
+        if actor not in self._opening:
+            return
+        theirs = self._ray.get(self._opening.pop(actor))
+        if theirs != self._identity and not self.mixed:
+            pairs = {k: (v, theirs.get(k)) for k, v in self._identity.items() if v != theirs.get(k)}
+            raise BoxError(
+                f"workers differ in {pairs}, so their answers would not be the same bits; "
+                "use nodes of one kind, or allow it with pool.mixed=true"
+            )
+
+    def _dispatch(self, jobs: list[_Job]) -> tuple[int, int]:
+        """Answer all jobs; the number of calls issued again, and of calls issued twice."""
+        ray = self._ray
+        todo = deque(jobs)
+        retries = duplicates = 0
+        while not all(job.done for job in jobs):
+            depth = DEPTH if len(todo) > len(self._load) else 1
+            for actor in sorted(self._load, key=lambda a: self._load[a]):
+                while todo and self._load[actor] < depth:
+                    self._send(actor, todo.popleft())
+            if not todo:
+                duplicates += self._copy_stragglers()
+            ready, _ = ray.wait(list(self._flying), num_returns=1, timeout=1.0)
+            lost = set()
+            for call in ready:
+                flight = self._flying[call]
+                try:
+                    answer = ray.get(call)
+                    self._check(flight.actor)
+                except ray.exceptions.RayTaskError as error:
+                    raise _cause(error) from None
+                except ray.exceptions.RayActorError:
+                    lost.add(flight.actor)
+                    continue
+                del self._flying[call]
+                self._load[flight.actor] -= 1
+                if not flight.job.done:
+                    flight.job.answer, flight.job.done = answer, True
+            now = time.monotonic()
+            lost |= {flight.actor for flight in self._flying.values() if now > flight.deadline}
+            for actor in lost:
+                again = self._replace(actor)
+                retries += len(again)
+                todo.extendleft(reversed(again))
+        return retries, duplicates
+
+    def _send(self, actor: Any, job: _Job) -> None:
+        job.copies += 1
+        self._load[actor] += 1
+        now = time.monotonic()
+        deadline = now + self.timeout_s * self._load[actor]
+        self._flying[actor.call.remote(*job.args)] = _Flight(actor, job, now, deadline)
+
+    def _replace(self, actor: Any) -> list[_Job]:
+        """Take leave of a lost or late worker and hire another; its unanswered jobs, to be given to others."""
+        self._ray.kill(actor, no_restart=True)
+        del self._load[actor]
+        self._opening.pop(actor, None)
+        again = []
+        for call in [call for call, flight in self._flying.items() if flight.actor is actor]:
+            job = self._flying.pop(call).job
+            job.copies -= 1
+            if not job.done and not job.copies:
+                job.tries += 1
+                again.append(job)
+        if any(job.tries >= ATTEMPTS for job in again):
+            raise BoxError(
+                f"{ATTEMPTS} workers in a row were lost, or gave no answer within {self.timeout_s:g} s, on the same "
+                "chunk; is there enough memory for each worker? Try fewer workers, a smaller chunk, or a longer timeout_s"
+            )
+        log.warning("a worker was lost or late: %d of its calls go to others, a new one takes its place", len(again))
+        self._hire()
+        return again
+
+    def _copy_stragglers(self) -> int:
+        """Near a step's end, give what is very late to an idle worker as well."""
+        idle = [actor for actor, load in self._load.items() if load == 0 and actor not in self._opening]
+        now = time.monotonic()
+        late = [f.job for f in self._flying.values() if now - f.sent > STRAGGLER_S and f.job.copies == 1 and not f.job.done]
+        for actor, job in zip(idle, late, strict=False):
+            self._send(actor, job)
+        return min(len(idle), len(late))
+
+
+def _chunks(thetas: Array, chunk: int) -> list[Array]:
+    return [thetas[start : start + chunk] for start in range(0, len(thetas), chunk)]
+
+
+def _cause(error: Any) -> BaseException:
+    """The user's error inside Ray's, or a BoxError that carries what the worker said."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, KeyholeError) else BoxError(f"a worker failed: {error}")
+
+
+def _connect(workers: int, cpus: float) -> tuple[Any, bool]:
+    """The ray module, connected, and whether this process started the cluster."""
+    try:
+        import ray
+    except ImportError:
+        raise RecipeError("workers > 0 needs Ray: pip install 'ray[tune,serve]', or run with workers=0") from None
+    if ray.is_initialized():
+        return ray, False
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level="error")
+        return ray, False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    wanted = max(os.cpu_count() or 1, int(np.ceil(workers * cpus)))
+    ray.init(
+        address="local",
+        num_cpus=wanted,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+    return ray, True

@@ -1,0 +1,191 @@
+"""A problem: box + prompt + objective + staged images. Searched vectors in, losses out.
+
+`ProblemSpec` is the description that travels (small, picklable); `Problem` is the live thing, one in each worker.
+Knows nothing of budgets, of search methods or of where it runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from engine.boxes import open_box
+from engine.core import Array, BoxSpec, Outputs, Parametrization, Prompts, Reply, Split, Staged, Work
+from engine.errors import RefusedError
+from engine.objectives import cross_entropy, make_objective
+from engine.prompts import make_prompt
+
+CANARY_ROWS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemSpec:
+    """All that a worker needs to build the problem for itself: references, no weights and no images."""
+
+    box: str
+    classes: tuple[str, ...]
+    template: str
+    splits: Mapping[str, Split]
+    prompt: Mapping[str, Any] = field(default_factory=dict)
+    """Keywords of `engine.prompts.make_prompt` besides the box's spec."""
+    objective: str = "auto"
+    """A name of `engine.objectives`; auto: cross-entropy, or the error rate where there are only labels."""
+    device: str = "cpu"
+    threads: int | None = 1
+
+
+class Problem:
+    """The live problem of one process: the box open, images staged when a split is first used."""
+
+    def __init__(self, spec: ProblemSpec) -> None:
+        self.spec = spec
+        self.box = open_box(
+            spec.box, classes=spec.classes, template=spec.template, device=spec.device, threads=spec.threads
+        )
+        self.prompt: Parametrization = make_prompt(spec=self.box.spec, **spec.prompt)
+        objective = spec.objective
+        if objective == "auto":
+            objective = "cross-entropy" if self.box.spec.gives & {"scores", "features"} else "zero-one"
+        self.objective = make_objective(objective)
+        self._staged: dict[str, Staged] = {}
+        probe = self.prompt.decode(np.zeros((1, self.prompt.dim), np.float32))
+        refused = probe.needs() - self.box.spec.accepts
+        if refused:
+            raise RefusedError(
+                f"box {spec.box} accepts {sorted(self.box.spec.accepts)}, but this prompt is {sorted(refused)}; "
+                f"choose another prompt (keyhole list prompts) or another box"
+            )
+
+    def describe(self) -> tuple[BoxSpec, int, bool]:
+        """The box's spec, d, and whether validation answers follow from text features that came back anyway."""
+        spec = self.box.spec
+        if spec.text is not None:  # the vocabulary stays with the box: it may be 100 MB, and the driver needs none
+            spec = replace(spec, text=replace(spec.text, vocabulary=None))
+        return spec, self.prompt.dim, "features" in spec.gives and not self._moves_images()
+
+    def _moves_images(self) -> bool:
+        return bool(self.prompt.decode(np.zeros((1, self.prompt.dim), np.float32)).needs() & {"pixels", "tokens"})
+
+    def staged(self, split: str) -> Staged:
+        """The images of a split where the box lives, brought there at first use."""
+        if split not in self._staged:
+            self._staged[split] = self.box.stage(self.spec.splits[split].source)
+        return self._staged[split]
+
+    def answer(self, prompts: Prompts, rows: Array, split: str) -> Outputs:
+        """The box's own outputs."""
+        return self.box.answer(prompts, self.staged(split), rows)
+
+    def evaluate(
+        self, thetas: Array, rows: Array | None = None, split: str = "train", table: bool = False
+    ) -> Reply:
+        """Losses of `(P, d)` candidates on these rows of a split (None: all); NaN where an answer is not finite."""
+        if rows is None:
+            rows = np.arange(len(self.spec.splits[split]))
+        outputs = self.answer(self.prompt.decode(thetas), rows, split)
+        labels = self.spec.splits[split].labels[rows]
+        losses = np.asarray(self.objective(outputs, labels), np.float64)
+        return Reply(
+            losses=np.where(np.isfinite(losses), losses, np.nan),
+            correct=(outputs.predictions() == labels).sum(-1).astype(np.int64).reshape(len(thetas)),
+            pairs=len(thetas) * len(rows),
+            work=self.box.work(),
+            outputs=outputs if table else None,
+        )
+
+    def cross_entropy(self, theta: Array, split: str = "train") -> float | None:
+        """Plain cross-entropy of one candidate on a whole split; None where the box gives no scores."""
+        rows = np.arange(len(self.spec.splits[split]))
+        outputs = self.answer(self.prompt.decode(theta[None]), rows, split)
+        if outputs.scores is None and outputs.text is None:
+            return None
+        return float(cross_entropy(outputs, self.spec.splits[split].labels)[0])
+
+    def image_features(self, split: str) -> Array:
+        """`(n, E)` features of a split's images under the template, for heads. Refused where features are not given."""
+        outputs = self.answer(Prompts(count=1), np.arange(len(self.spec.splits[split])), split)
+        if outputs.image is None:
+            raise RefusedError(
+                f"a head needs image features, and box {self.spec.box} gives {sorted(self.box.spec.gives)}; "
+                "use a prompt method or a box that gives features"
+            )
+        return outputs.image[0]
+
+    def decoded(self, theta: Array) -> dict[str, Array]:
+        """What an artifact keeps of a candidate: its prompt and, where only text moves, its classifier rows."""
+        prompts = self.prompt.decode(theta[None])
+        kept = {name: getattr(prompts, name)[0] for name in ("context", "pixels") if getattr(prompts, name) is not None}
+        if "features" in self.box.spec.gives and not self._moves_images():
+            text = self.answer(prompts, np.arange(1), "train").text
+            assert text is not None
+            kept["text_features"] = text[0]
+        return kept
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must agree between workers for their answers to mix: device, builds, and the bits of a canary."""
+        rows = np.arange(min(CANARY_ROWS, len(self.spec.splits["train"])))
+        reply = self.evaluate(np.zeros((1, self.prompt.dim), np.float32), rows)
+        builds = {"numpy": np.__version__}
+        if "torch" in sys.modules:
+            builds["torch"] = str(sys.modules["torch"].__version__)
+        return {
+            "device": self.spec.device,
+            "cpu": _cpu_model(),
+            **builds,
+            "canary": hashlib.sha256(reply.losses.tobytes()).hexdigest()[:16],
+        }
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def join(replies: list[Reply]) -> Reply:
+    """One reply for consecutive chunks of candidates, in their order."""
+    work = Work()
+    for reply in replies:
+        work = work + reply.work
+    return Reply(
+        losses=np.concatenate([reply.losses for reply in replies]),
+        correct=np.concatenate([reply.correct for reply in replies]),
+        pairs=sum(reply.pairs for reply in replies),
+        work=work,
+        outputs=_join_outputs(replies),
+        retries=sum(reply.retries for reply in replies),
+        duplicates=sum(reply.duplicates for reply in replies),
+        bytes=sum(reply.bytes for reply in replies),
+    )
+
+
+def _join_outputs(replies: list[Reply]) -> Outputs | None:
+    parts = [reply.outputs for reply in replies if reply.outputs is not None]
+    if len(parts) < len(replies):
+        return None
+
+    def stack(arrays: list[Array | None]) -> Array | None:
+        present = [array for array in arrays if array is not None]
+        if not present:
+            return None
+        own = all(len(array) == len(reply.losses) for array, reply in zip(present, replies, strict=True))
+        return np.concatenate(present) if own else present[0]  # an axis of 1 is shared by all candidates
+
+    tops = [part.topk for part in parts if part.topk is not None]
+    return Outputs(
+        labels=stack([part.labels for part in parts]),
+        topk=(np.concatenate([t[0] for t in tops]), np.concatenate([t[1] for t in tops])) if tops else None,
+        scores=stack([part.scores for part in parts]),
+        text=stack([part.text for part in parts]),
+        image=stack([part.image for part in parts]),
+        scale=parts[0].scale,
+    )

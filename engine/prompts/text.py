@@ -1,0 +1,81 @@
+"""Text context vectors: M token vectors that stand before the class name, searched around the template's own.
+
+Knows nothing of tokenizers or text towers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.core import Array, BoxSpec, Prompts
+from engine.errors import RecipeError, RefusedError
+from engine.prompts.subspaces import basis_of
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TextContext:
+    """context = origin + sigma * A theta, with A the identity or a basis.
+
+    theta = 0 decodes to the origin, to the bit.
+    """
+
+    origin: Array
+    """`(M, W)` float32."""
+    sigma: float
+    """One unit of theta in units of the token embedding."""
+    basis: Array | None = None
+    """`(d, M * W)` float32; None: theta is the whole context, d = M * W."""
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        return self.origin.size if self.basis is None else len(self.basis)
+
+    def decode(self, thetas: Array) -> Prompts:
+        """`(P, d)` -> contexts `(P, M, W)` float32. Each row's bits depend on that row alone.
+
+        >>> prompt = TextContext(np.ones((2, 3), np.float32), sigma=0.5)
+        >>> prompt.decode(np.full((1, 6), 2.0, np.float32)).context.tolist()
+        [[[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]]]
+
+        Raises:
+            ValueError: `thetas` is not `(P, d)`.
+        """
+        if thetas.ndim != 2 or thetas.shape[1] != self.dim:
+            raise ValueError(f"thetas of shape {thetas.shape}: (P, {self.dim}) is wanted")
+        moves = thetas.astype(np.float32, copy=False)
+        if self.basis is not None:
+            # einsum and not BLAS, whose sums depend on P and on the number of threads; a run must not.
+            moves = np.stack([np.einsum("d,dk->k", theta, self.basis) for theta in moves])
+        moves = moves.reshape(-1, *self.origin.shape)
+        return Prompts(count=len(thetas), context=self.origin + np.float32(self.sigma) * moves)
+
+
+def text_context(spec: BoxSpec, *, tokens: int | None = None, subspace: str = "full", seed: int = 1) -> TextContext:
+    """The text context of a box's template, in its full space or a subspace.
+
+    With another number of tokens than the template's, its token vectors are repeated cyclically with the ends
+    aligned, so that its last words still stand next to the class name.
+
+    Raises:
+        RefusedError: The box does not accept contexts.
+        RecipeError: The number of tokens or the subspace is impossible.
+    """
+    if spec.text is None or "context" not in spec.accepts:
+        raise RefusedError(
+            f"box {spec.uri!r} accepts {', '.join(sorted(spec.accepts)) or 'no prompt'}, not text context vectors; "
+            "choose a prompt that it accepts"
+        )
+    template = np.asarray(spec.text.context, np.float32)
+    count = len(template) if tokens is None else tokens
+    if count < 1:
+        raise RecipeError(
+            f"tokens={count}: a context has at least one; the template {spec.template!r} has {len(template)} tokens "
+            "before {}, give tokens=M"
+        )
+    if len(template) == 0:
+        raise RecipeError(f"template {spec.template!r} begins with {{}}: there is no context to start from; add words")
+    origin = template[np.arange(-count, 0) % len(template)]
+    return TextContext(origin, float(spec.text.sigma), basis_of(subspace, origin.size, seed))

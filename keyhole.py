@@ -1,0 +1,317 @@
+"""The front door: the command line and the Python API. It composes the rooms and decides nothing.
+
+    import keyhole
+    result = keyhole.tune(task="mini:digits", method="momentum", budget=500, out="runs/digits")
+
+Knows nothing of models, methods or files beyond their names.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from engine.errors import KeyholeError, RecipeError
+
+if TYPE_CHECKING:
+    from engine.artifact import Artifact
+    from engine.core import BlackBox, Task
+    from engine.loop import Step
+
+INTERRUPTED = 130
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Python API
+
+
+def tune(out: str | Path, *, recipe: str | Path | Mapping[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+    """Tune a prompt; returns what `result.json` holds.
+
+    Args:
+        out: the run folder.
+        recipe: a YAML file or a mapping of settings.
+        **settings: further settings, over the recipe's (`method={"name": "momentum", "radius": 0.1}`).
+
+    Raises KeyholeError for anything that a user can mend.
+    """
+    from tuning.recipe import load_recipe, make_recipe
+    from tuning.run import Tuning
+
+    base = load_recipe(recipe) if isinstance(recipe, (str, Path)) else dict(recipe or {})
+    run = Tuning(make_recipe({**base, **settings}), out)
+    for _ in run:
+        pass
+    return run.result
+
+
+def load(folder: str | Path) -> Artifact:
+    """The artifact of a run folder."""
+    from engine.artifact import Artifact
+
+    return Artifact.load(folder)
+
+
+def open_box(uri: str, *, classes: Sequence[str], template: str = "a photo of a {}.", device: str = "cpu") -> BlackBox:
+    """A frozen model behind its keyhole (`keyhole list boxes`)."""
+    from engine.boxes import open_box
+
+    return open_box(uri, classes=classes, template=template, device=device)
+
+
+def load_task(uri: str, *, shots: int = 16, seed: int = 1) -> Task:
+    """A task with its few-shot sample (`keyhole list tasks`)."""
+    from tuning.tasks import load_task
+
+    return load_task(uri, shots=shots, seed=seed)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="keyhole", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Tune frozen vision-language models that can only be queried."""
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout and nothing else there.")
+
+
+@cli.command("tune")
+@click.argument("settings", nargs=-1, metavar="[RECIPE.yaml] [KEY=VALUE]...")
+@click.option("--task", help="Task URI (keyhole list tasks).")
+@click.option("--box", help="Box URI (keyhole list boxes).")
+@click.option("--method", help="Method (keyhole list methods).")
+@click.option("--budget", type=float, help="Evaluations: one is one candidate on all training images.")
+@click.option("--shots", type=int, help="Training images a class.")
+@click.option("--seed", type=int, help="Sets every random draw.")
+@click.option("--workers", type=int, help="Ray actors; 0: in this process, without Ray.")
+@click.option("--device", help="cpu or cuda.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder.")
+@click.option("--plan", is_flag=True, help="Print what the run would spend; send nothing.")
+@click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run folder.")
+@as_json
+def tune_command(
+    settings: tuple[str, ...], out: Path | None, plan: bool, resume: Path | None, as_json: bool, **flags: Any
+) -> None:
+    """Search a prompt for a task from a box's answers alone.
+
+    \b
+    keyhole tune --task mini:digits --method momentum --budget 500 --workers 2 --out runs/digits
+    keyhole tune recipes/mine.yaml seed=2 method.radius=0.1
+    keyhole tune --resume runs/digits
+    """
+    from tuning import run
+    from tuning.recipe import load_recipe, make_recipe
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    base: dict[str, Any] = {}
+    if resume is not None:
+        if out is not None or set(given) - {"workers"} or settings:
+            raise RecipeError("--resume goes with --workers only: all other settings are those of the run folder")
+        if (resume / run.RESULT).exists():
+            _print_result(json.loads((resume / run.RESULT).read_text(encoding="utf-8")), resume, as_json)
+            return
+        base = load_recipe(resume / run.RECIPE)
+    files = [word for word in settings if "=" not in word]
+    if len(files) > 1:
+        raise RecipeError(f"one recipe file at most, but got {', '.join(files)}; settings are key=value")
+    if files:
+        base = load_recipe(files[0])
+    recipe = make_recipe(base, [word for word in settings if "=" in word] + [f"{k}={v}" for k, v in given.items()])
+    if plan:
+        _print(run.plan(recipe), as_json)
+        return
+    tuning = run.Tuning(recipe, resume or out or run.default_out(recipe), resume=resume is not None)
+    with _interruptible() as interrupted, _progress(recipe.budget) as show:
+        for step in tuning:
+            show(step)
+            if interrupted.is_set():
+                tuning.checkpoint()
+                click.echo(f"interrupted; go on with: keyhole tune --resume {tuning.out}", err=True)
+                raise click.exceptions.Exit(INTERRUPTED)
+    _print_result(tuning.result, tuning.out, as_json)
+
+
+@cli.command("eval")
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--task", help="Another task than it was tuned on.")
+@click.option("--box", help="Another box than it was tuned on.")
+@as_json
+def eval_command(run_folder: Path, task: str | None, box: str | None, as_json: bool) -> None:
+    """Read a finished artifact's accuracy on the test split of its task, or of another task or box."""
+    from tuning.evaluate import evaluate
+
+    _print(evaluate(load(run_folder), task_uri=task, box_uri=box), as_json)
+
+
+@cli.command("list")
+@click.argument("what", type=click.Choice(["methods", "prompts", "tasks", "boxes"]))
+@as_json
+def list_command(what: str, as_json: bool) -> None:
+    """What there is to choose from."""
+    from tuning import catalogue
+
+    rows = {"methods": catalogue.methods, "prompts": catalogue.prompt_kinds, "tasks": catalogue.task_uris, "boxes": catalogue.box_uris}[what]()
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    widths = [max(len(str(row[key])) for row in rows) for key in rows[0]]
+    for row in rows:
+        click.echo("  ".join(str(value).ljust(width) for value, width in zip(row.values(), widths, strict=True)).rstrip())
+
+
+@cli.command("doctor")
+@click.option("--box", help="Open this box too, and say which way it computes.")
+@as_json
+def doctor_command(box: str | None, as_json: bool) -> None:
+    """Environment, versions, Ray, GPU, embedded weights."""
+    from tuning.doctor import examine
+
+    findings = examine(box)
+    _print(findings, as_json)
+    if not findings["healthy"]:
+        raise click.exceptions.Exit(3)
+
+
+@cli.group("bench")
+def bench_group() -> None:
+    """Remake the numbers of docs/benchmarks.md."""
+
+
+@bench_group.command("tasks")
+@click.option("--box", default="mini:resnet", show_default=True)
+@click.option("--tasks", default=None, help="Comma-separated; default: all embedded tasks.")
+@click.option("--seeds", default="1,2,3", show_default=True)
+@as_json
+def bench_tasks(box: str, tasks: str | None, seeds: str, as_json: bool) -> None:
+    """The rule of admission: is there something to tune in each embedded task?"""
+    from bench import admission
+
+    found = admission.run(
+        tasks.split(",") if tasks else None, box=box, seeds=tuple(int(seed) for seed in seeds.split(","))
+    )
+    click.echo(json.dumps(found) if as_json else admission.table(found))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a person sees
+
+
+def _print(facts: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        click.echo(f"{name.ljust(width)}  {'-' if value is None else value}")
+
+
+def _print_result(result: Mapping[str, Any], out: Path, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    click.echo(
+        f"{result['task']} on {result['box']}, {result['method']}, {result['shots']} shots, seed {result['seed']}\n"
+        f"test accuracy  {result['zero_shot_accuracy']:.4f} zero-shot  ->  {result['accuracy']:.4f} tuned\n"
+        f"cost           {result['evaluations']:.1f} evaluations = {result['pairs']:,} prompt-image pairs "
+        f"(+ {result['test_pairs']:,} for the final test), {result['sequences']:,} text sequences, "
+        f"{result['image_encodes']:,} image encodes, {result['seconds']:.1f} s\n"
+        f"artifact       {out / 'artifact'}"
+    )
+
+
+@contextmanager
+def _progress(budget: float) -> Iterator[Callable[[Step], None]]:
+    """A bar on a terminal, a line at each validation look elsewhere; always on stderr."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        form = "{l_bar}{bar}| {n:.0f}/{total:.0f} evaluations [{elapsed}<{remaining}, {rate_fmt}]{postfix}"
+        with tqdm(total=budget, bar_format=form, unit="ev") as bar:
+
+            def advance(step: Step) -> None:
+                bar.set_postfix(
+                    loss=f"{step.loss:.4f}", best=f"{step.best_loss:.4f}", val=f"{step.best.val_accuracy:.3f}",
+                    refresh=False,
+                )  # fmt: skip
+                bar.update(step.evaluations - bar.n)
+
+            yield advance
+        return
+
+    def line(step: Step) -> None:
+        if step.look is None:
+            return
+        rate = step.evaluations / max(step.seconds, 1e-9)
+        left = (budget - step.evaluations) / max(rate, 1e-9)
+        click.echo(
+            f"evaluations {step.evaluations:7.1f} of {budget:g}  loss {step.loss:.4f}  best {step.best_loss:.4f}  "
+            f"val loss {step.look.val_loss:.4f}  val accuracy {step.look.val_accuracy:.4f}  "
+            f"{rate:.0f}/s  {left:.0f} s left",
+            err=True,
+        )
+
+    yield line
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM end the run after the current round; a second one ends it at once."""
+    asked = threading.Event()
+
+    def ask(number: int, _frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        click.echo("\nfinishing this round, then writing the checkpoint ...", err=True)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script: every error a user can mend is one sentence and an exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        code = cli.main(args=arguments, prog_name="keyhole", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted", arguments, INTERRUPTED)
+    except click.ClickException as error:
+        _fail(error.format_message(), arguments, 2)
+    except KeyholeError as error:
+        _fail(str(error), arguments, error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone: nothing to say, nobody to say it to
+        sys.exit(1)
+
+
+def _fail(message: str, arguments: Sequence[str], code: int) -> None:
+    if "--json" in arguments:
+        click.echo(json.dumps({"error": message}))
+    else:
+        click.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The embedded world: tiny CLIP models that this repository trains and ships, and tasks that need no download.
+
+Knows nothing of search, of serving, or of any model but its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.core import BlackBox
+
+
+def open_box(
+    rest: str,
+    *,
+    uri: str,
+    classes: tuple[str, ...],
+    template: str,
+    gives: frozenset[str] | None,
+    device: str,
+    options: Mapping[str, str],
+) -> BlackBox:
+    """Open `mini:NAME` as a box (what `engine.boxes.open_box` calls for this scheme)."""
+    from engine.boxes import refuse_unknown
+    from engine.boxes.clip import ClipBox
+    from engine.images import Preprocess
+    from miniature import models
+
+    refuse_unknown(uri, options, ())
+    loaded = models.load(rest)
+    return ClipBox(
+        loaded.model,
+        loaded.tokenizer,
+        Preprocess(size=loaded.image_size, mean=loaded.mean, std=loaded.std, interpolation="bicubic"),
+        uri=uri,
+        classes=classes,
+        template=template,
+        gives=gives,
+        device=device,
+        identity={"weights": loaded.weights_hash, "model": f"mini:{rest}", "activation": "gelu"},
+        vocabulary=loaded.vocabulary,
+    )

@@ -1,0 +1,258 @@
+"""Tasks that need no download: real handwriting from scikit-learn, and rendered ones that give a prompt real work.
+
+A task here is a pool (`train`; `val` is empty) from which a few-shot sampler draws, and one fixed test split. The
+images are functions of fixed seeds and of nothing else. Class names are partly ambiguous on purpose: "three" may be a
+digit or a count, "red" an object or what lies behind it.
+
+Knows nothing of models, of shots, or of methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from engine.core import ImageSource, Split, Subset, Task
+from engine.errors import TaskError, nearest
+from engine.noise import Purpose, rng
+from miniature.captions import NUMBERS
+from miniature.render import COLORS, FIRST_SHAPE, LETTERS, MAX_COUNT, POSITIONS, SHAPES, TEXTURES, Look
+
+Array = np.ndarray
+
+TASKS = {
+    "digits": "real handwritten digits (scikit-learn), white on black",
+    "biased": "the same digits on coloured backgrounds that mislead: correlated with the digit, otherwise in the test",
+    "bgcol": "the colour of the background, named by a bare colour word, behind an object of another colour",
+    "countw": "how many shapes there are, named by a bare number word",
+    "color": "the colour of a glyph under tinted light, at low contrast, in noise",
+    "pos": "where a small textured letter lies, named by bare position words",
+    "texture": "the texture of a letter; the models have seen textures on digits and shapes only",
+    "count": "how many shapes there are, named in full; a control: tuning does not help",
+}
+"""Name and what its classes are; the URI is `mini:NAME`."""
+
+POOL, POOL_DIGITS, TEST = 64, 40, 10_000
+"""Pool images a class: rendered, handwritten. Test images of a rendered task."""
+_SEED = 2_000_000
+"""Rendering seeds from here on belong to tasks; pretraining uses those below."""
+_BLOCK = 500
+_PAPERS = np.array(
+    [
+        *[(190, 30, 30), (30, 130, 40), (35, 55, 200), (170, 150, 20), (205, 105, 15)],
+        *[(115, 35, 150), (205, 90, 140), (30, 150, 165), (120, 120, 120), (20, 20, 20)],
+    ]
+)
+"""Backgrounds of `biased`, dark enough for white ink."""
+
+
+@dataclass(frozen=True)
+class _Design:
+    """How a rendered task is made: names of its classes, and what is fixed for given labels."""
+
+    classes: tuple[str, ...]
+    fixed: Callable[[np.random.Generator, Array], dict[str, Any]]
+    template: str = "a photo of a {}."
+    control: bool = False
+
+
+def _letters(random: np.random.Generator, labels: Array) -> Array:
+    return random.integers(LETTERS.start, LETTERS.stop, len(labels))
+
+
+def _shapes(random: np.random.Generator, labels: Array) -> Array:
+    return FIRST_SHAPE + random.integers(0, len(SHAPES), len(labels))
+
+
+_SINGLE, _SEVERAL = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)
+_DESIGNS = {
+    "bgcol": _Design(COLORS, lambda random, labels: {"kinds": _SINGLE, "background": labels}),
+    "countw": _Design(
+        NUMBERS[1 : MAX_COUNT + 1],
+        lambda random, labels: {"kinds": _SEVERAL, "count": labels + 1, "item": _shapes(random, labels)},
+    ),
+    "color": _Design(
+        COLORS,
+        lambda random, labels: {
+            "kinds": _SINGLE,
+            "color": labels,
+            "size": np.ones_like(labels),
+            "item": random.integers(0, LETTERS.stop, len(labels)),
+            "look": Look(tint=0.5, contrast=0.6, noise=0.07),
+        },
+    ),
+    "pos": _Design(
+        POSITIONS,
+        lambda random, labels: {
+            "kinds": _SINGLE,
+            "position": labels,
+            "size": np.zeros_like(labels),
+            "item": _letters(random, labels),
+            "texture": random.integers(1, len(TEXTURES), len(labels)),
+        },
+    ),
+    "texture": _Design(
+        TEXTURES,
+        lambda random, labels: {
+            "kinds": _SINGLE,
+            "texture": labels,
+            "size": np.ones_like(labels),
+            "item": _letters(random, labels),
+        },
+    ),
+    "count": _Design(
+        ("one shape", *(f"{number} shapes" for number in NUMBERS[2 : MAX_COUNT + 1])),
+        lambda random, labels: {"kinds": _SEVERAL, "count": labels + 1, "item": _shapes(random, labels)},
+        template="a photo of {}.",
+        control=True,
+    ),
+}
+
+
+def load(name: str) -> Task:
+    """The pool task `mini:NAME`.
+
+    >>> task = load("digits")
+    >>> task.classes[7], len(task.train), len(task.val), len(task.test)
+    ('digit seven', 400, 0, 1397)
+    """
+    if name not in TASKS:
+        raise TaskError(f"unknown task 'mini:{name}'{nearest(name, TASKS)}; embedded: {', '.join(TASKS)}")
+    if name in _DESIGNS:
+        design = _DESIGNS[name]
+        pool, test = (Rendered(name, part, len(_labels(name, part))) for part in ("pool", "test"))
+        train = Split(source=pool, labels=_labels(name, "pool"))
+        held_out = Split(source=test, labels=_labels(name, "test"))
+        return _task(name, design.classes, train, held_out, template=design.template, control=design.control)
+    _, labels = _handwriting()
+    everything = Split(source=Digits() if name == "digits" else BiasedDigits(), labels=labels)
+    classes = tuple(f"digit {number}" for number in NUMBERS)
+    pool = _pool_rows()
+    rest = np.setdiff1d(np.arange(len(labels)), pool)
+    return _task(name, classes, everything.subset(pool), everything.subset(rest))
+
+
+def _task(name: str, classes: tuple[str, ...], train: Split, test: Split, **options: Any) -> Task:
+    none = Split(source=Subset(train.source, ()), labels=np.zeros(0, np.int64))
+    options = {"template": "a photo of a {}."} | options
+    return Task(uri=f"mini:{name}", classes=classes, train=train, val=none, test=test, **options)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rendered images
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered(ImageSource):
+    """A part of a rendered task, drawn block by block where it is read."""
+
+    task: str
+    part: str
+    """"pool" or "test"."""
+    num: int
+
+    def __len__(self) -> int:
+        return self.num
+
+    def read(self, rows: Sequence[int]) -> list[Array]:
+        """`(32, 32, 3)` uint8 arrays."""
+        places = [divmod(int(row), _BLOCK) for row in rows]
+        return [_block(self.task, self.part, block)[place] for block, place in places]
+
+
+def _seed(task: str, part: str) -> int:
+    return _SEED + 10 * list(TASKS).index(task) + ("pool", "test").index(part)
+
+
+@lru_cache(maxsize=16)
+def _labels(task: str, part: str) -> Array:
+    """`(n,)` int64, as balanced as n allows, in random order."""
+    num_classes = len(_DESIGNS[task].classes)
+    num = POOL * num_classes if part == "pool" else TEST
+    labels = rng(_seed(task, part), 0, Purpose.SPLIT).permutation(np.arange(num) % num_classes)
+    labels.setflags(write=False)
+    return labels
+
+
+@lru_cache(maxsize=64)
+def _block(task: str, part: str, block: int) -> Array:
+    """`(n, 32, 32, 3)` uint8, read-only: every caller in this process shares it."""
+    from miniature.render import render
+
+    labels = _labels(task, part)[block * _BLOCK : (block + 1) * _BLOCK]
+    seed = _seed(task, part)
+    # What a design draws by itself must not depend on what the renderer draws: another purpose, another stream.
+    fixed = _DESIGNS[task].fixed(rng(seed, 1 + block, Purpose.SPLIT), labels)
+    images, _ = render(seed, block, len(labels), **fixed)
+    images.setflags(write=False)
+    return images
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Handwriting
+
+
+@dataclass(frozen=True, slots=True)
+class Digits(ImageSource):
+    """All of scikit-learn's digits: 8 x 8 scans upscaled to 26 pixels inside 32."""
+
+    def __len__(self) -> int:
+        return len(_handwriting()[1])
+
+    def read(self, rows: Sequence[int]) -> list[Array]:
+        """`(32, 32, 3)` uint8 arrays."""
+        ink = _handwriting()[0]
+        return [np.repeat(ink[row][:, :, None], 3, 2) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class BiasedDigits(ImageSource):
+    """The same digits in white on colours: 0.8 correlated with the label in the pool, the other way round elsewhere.
+
+    After Biased-MNIST (Bahng et al. 2020, arXiv:1910.02806): who learns the colour fails the test.
+    """
+
+    def __len__(self) -> int:
+        return len(_handwriting()[1])
+
+    def read(self, rows: Sequence[int]) -> list[Array]:
+        """`(32, 32, 3)` uint8 arrays."""
+        ink, papers = _handwriting()[0], _papers()
+        share = [ink[row][:, :, None] / 255 for row in rows]
+        return [
+            (255 * part + _PAPERS[papers[row]] * (1 - part)).round().astype(np.uint8)
+            for part, row in zip(share, rows, strict=True)
+        ]
+
+
+@lru_cache(maxsize=1)
+def _handwriting() -> tuple[Array, Array]:
+    """Ink `(1797, 32, 32)` uint8 and labels `(1797,)` int64."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    small = (data.images * (255 / 16)).round().astype(np.uint8)
+    large = [np.asarray(Image.fromarray(image).resize((26, 26), Image.Resampling.BICUBIC)) for image in small]
+    return np.pad(np.stack(large), ((0, 0), (3, 3), (3, 3))), data.target.astype(np.int64)
+
+
+@lru_cache(maxsize=1)
+def _pool_rows() -> Array:
+    """Ascending rows of the pool: 40 a class, the same for `digits` and `biased`."""
+    labels = _handwriting()[1]
+    order = rng(_SEED, 0, Purpose.SPLIT).permutation(len(labels))
+    return np.sort(np.concatenate([order[labels[order] == label][:POOL_DIGITS] for label in range(10)]))
+
+
+@lru_cache(maxsize=1)
+def _papers() -> Array:
+    """`(1797,)` index into _PAPERS."""
+    labels = _handwriting()[1]
+    random = rng(_SEED, 1, Purpose.SPLIT)
+    misleading = np.where(np.isin(np.arange(len(labels)), _pool_rows()), labels, 9 - labels)
+    return np.where(random.random(len(labels)) < 0.8, misleading, random.integers(0, 10, len(labels)))

@@ -1,0 +1,1 @@
+"""Answering over HTTP. Knows nothing of how prompts are tuned."""

@@ -1,0 +1,44 @@
+"""Shared by all tests: one local Ray cluster a session, small run settings."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported anywhere
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_local():
+    """A local cluster with more logical CPUs than the machine has."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=6,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        object_store_memory=200 * 2**20,
+        namespace="test",
+    )
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def run_cli(tmp_path):
+    """Run the command line in a process of its own, as a user would: (exit code, stdout, stderr)."""
+    import subprocess
+    import sys
+
+    def run(*arguments: str, timeout: float = 240) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "keyhole", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=timeout
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return run

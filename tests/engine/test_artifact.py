@@ -1,0 +1,58 @@
+import json
+
+import numpy as np
+import pytest
+
+from engine.artifact import Artifact, load_state, save_state
+from engine.errors import ArtifactError
+
+
+def test_round_trip_and_replacement(tmp_path):
+    arrays = {"theta": np.arange(3, dtype=np.float32), "context": np.ones((2, 4), np.float32).T}
+    Artifact(meta={"box": "toy:", "classes": ["a"]}, arrays=arrays).save(tmp_path / "run" / "artifact")
+    Artifact(meta={"box": "toy:", "classes": ["b"]}, arrays=arrays).save(tmp_path / "run" / "artifact")
+    loaded = Artifact.load(tmp_path / "run")
+    assert loaded.meta == {"box": "toy:", "classes": ["b"]}
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(loaded.arrays[name], array)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["artifact"]
+
+
+def test_refuses_what_is_no_artifact(tmp_path):
+    with pytest.raises(ArtifactError, match="holds no keyhole.json"):
+        Artifact.load(tmp_path)
+    Artifact(meta={}, arrays={"theta": np.zeros(1, np.float32)}).save(tmp_path / "a")
+    (tmp_path / "a" / "prompt.safetensors").write_bytes(b"half")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        Artifact.load(tmp_path / "a")
+    Artifact(meta={}, arrays={"theta": np.zeros(1, np.float32)}).save(tmp_path / "b")
+    (tmp_path / "b" / "keyhole.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(ArtifactError, match="format 99"):
+        Artifact.load(tmp_path / "b")
+
+
+def test_state_keeps_nesting_bits_and_types(tmp_path):
+    state = {
+        "step": 3,
+        "losses": np.array([np.nan, 1.5]),
+        "search": {"theta": np.arange(4, dtype=np.float32), "rng": {"words": [1, 2**62], "name": "PCG64"}},
+        "best": None,
+        "infinite": float("inf"),
+        "numpy": np.float64(0.1),
+    }
+    save_state(tmp_path / "state.npz", state)
+    loaded = load_state(tmp_path / "state.npz")
+    np.testing.assert_array_equal(loaded.pop("losses"), state.pop("losses"))
+    theta = loaded["search"].pop("theta")
+    assert theta.dtype == np.float32 and theta.tolist() == [0, 1, 2, 3]
+    state["search"].pop("theta")
+    assert loaded == state
+
+
+@pytest.mark.parametrize("keep", [0, 10, 100, -1])
+def test_a_half_written_checkpoint_is_named(tmp_path, keep):
+    path = tmp_path / "state.npz"
+    save_state(path, {"a": np.arange(100)})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ArtifactError, match="remove it to start anew"):
+        load_state(path)

@@ -1,0 +1,71 @@
+"""Reading a finished artifact: its accuracy on a test split, here or on another box.
+
+Knows nothing of how the artifact was found.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from engine import heads
+from engine.artifact import Artifact
+from engine.boxes import open_box
+from engine.core import Array, BlackBox, Outputs, Prompts
+from engine.errors import ArtifactError
+from tuning.tasks import load_task
+
+
+def evaluate(artifact: Artifact, *, task_uri: str | None = None, box_uri: str | None = None) -> dict[str, Any]:
+    """Zero-shot and tuned accuracy on the test split of the artifact's own task and box, or of others.
+
+    Raises ArtifactError where the artifact cannot be used there: other weights under the same name, another prompt
+    width, a head for other features.
+    """
+    meta = artifact.meta
+    own = meta["task"]
+    task = load_task(task_uri or own["uri"], shots=own["shots"], seed=own["seed"], half=own["half"])
+    box = open_box(box_uri or meta["box"], classes=task.classes, template=task.template)
+    if box_uri is None and box.spec.identity != meta["identity"]:
+        differing = sorted(k for k in meta["identity"] if meta["identity"][k] != box.spec.identity.get(k))
+        raise ArtifactError(
+            f"the artifact was tuned on another {meta['box']}: {', '.join(differing)} differ; "
+            f"name a box on purpose with --box {meta['box']}"
+        )
+    staged, rows = box.stage(task.test.source), np.arange(len(task.test))
+    plain = box.answer(Prompts(count=1), staged, rows)
+    right = (_predictions(artifact, box, plain, staged, rows, list(task.classes)) == task.test.labels).mean()
+    return {
+        "task": task.uri,
+        "box": box.spec.uri,
+        "method": meta["method"],
+        "images": len(task.test),
+        "zero_shot_accuracy": float((plain.predictions()[0] == task.test.labels).mean()),
+        "accuracy": float(right),
+    }
+
+
+def _predictions(
+    artifact: Artifact, box: BlackBox, plain: Outputs, staged: Any, rows: Array, classes: list[str]
+) -> Array:
+    if artifact.meta.get("head"):
+        return _head_scores(artifact, plain, classes).argmax(-1)
+    context = artifact.arrays.get("context")
+    if context is None:
+        return plain.predictions()[0]
+    if box.spec.text is None or box.spec.text.context.shape[1] != context.shape[1]:
+        width = "no text context" if box.spec.text is None else f"context vectors {box.spec.text.context.shape[1]} wide"
+        raise ArtifactError(f"the artifact's context is {context.shape[1]} wide, {box.spec.uri} takes {width}")
+    return box.answer(Prompts(count=1, context=context[None]), staged, rows).predictions()[0]
+
+
+def _head_scores(artifact: Artifact, plain: Outputs, classes: list[str]) -> Array:
+    tensors = {name: value for name, value in artifact.arrays.items() if name.startswith("head.")}
+    kind = next(iter(tensors)).split(".")[1]
+    head = heads.restore(kind, {name.split(".", 2)[2]: value for name, value in tensors.items()})
+    if plain.image is None:
+        raise ArtifactError("the artifact is a head on image features, which this box does not give")
+    if classes != artifact.meta["classes"] or plain.image.shape[2] != artifact.arrays["text_features"].shape[1]:
+        raise ArtifactError("a head fits only the classes and the features that it was trained on")
+    return head.scores(plain.image[0])

@@ -1,0 +1,119 @@
+"""Image classification sets of the Hugging Face hub, read into a pool (the optional extra `data`).
+
+A pool holds every image that few-shot splits may be drawn from, a validation split if the data has one, and the final
+test split. Knows nothing of shots, seeds, boxes or prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.core import Array, Split, Task
+from engine.errors import RecipeError, TaskError
+from engine.images import decode
+from tuning.layouts import DEFAULT_TEMPLATE, NO_IMAGES
+
+
+def hub(
+    name: str,
+    *,
+    template: str = DEFAULT_TEMPLATE,
+    config: str | None = None,
+    train: str = "train",
+    val: str | None = None,
+    test: str = "test",
+    image: str = "image",
+    label: str = "label",
+) -> Task:
+    """`hf:ORG/NAME`: an image classification set of the Hugging Face hub (needs the extra `data`).
+
+    Options name the configuration, the splits and the columns. Class names are those of the label column, with `_` as
+    space.
+
+    Raises:
+        RecipeError: the package `datasets` is not installed.
+        TaskError: a set, split or column that does not exist, or labels without names.
+    """
+    if not name:
+        raise TaskError("hf: names no data set; give hf:ORG/NAME")
+    parts = {
+        split: HubImages(name, config, which, image, label)
+        for split, which in (("train", train), ("val", val), ("test", test))
+        if which is not None
+    }
+    names = parts["train"].class_names()
+    splits = {split: Split(source=source, labels=source.labels()) for split, source in parts.items()}
+    return Task(
+        uri=f"hf:{name}",
+        classes=tuple(word.replace("_", " ") for word in names),
+        template=template,
+        train=splits["train"],
+        val=splits.get("val", NO_IMAGES),
+        test=splits["test"],
+    )
+
+
+@dataclass(frozen=True)
+class HubImages:
+    """An ImageSource over one split of a hub data set: travels as its name, opens where it is read."""
+
+    name: str
+    config: str | None
+    split: str
+    image: str
+    label: str
+
+    @cached_property
+    def rows(self) -> Any:
+        """The opened split, with images undecoded."""
+        try:
+            import datasets
+        except ImportError as error:
+            raise RecipeError(
+                f"hf:{self.name} needs the package 'datasets', which is not installed; pip install 'keyhole[data]'"
+            ) from error
+        try:
+            opened = datasets.load_dataset(self.name, self.config, split=self.split)
+            return opened.cast_column(self.image, datasets.Image(decode=False))
+        except (ValueError, KeyError, OSError) as error:
+            raise TaskError(
+                f"hf:{self.name} split {self.split!r} column {self.image!r} cannot be opened: {error}; "
+                "options config, train, val, test and image say what to read"
+            ) from error
+
+    def class_names(self) -> list[str]:
+        """Names of the label column's classes."""
+        names = getattr(self.rows.features.get(self.label), "names", None)
+        if not names:
+            raise TaskError(
+                f"hf:{self.name} has no named classes in column {self.label!r}; columns are "
+                f"{', '.join(self.rows.features)}; say which with ?label="
+            )
+        return list(names)
+
+    def labels(self) -> Array:
+        """`(n,)` int64."""
+        if self.label not in self.rows.features:
+            raise TaskError(f"hf:{self.name} split {self.split!r} has no column {self.label!r}; say which with ?label=")
+        return np.array(self.rows[self.label], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "rows"}
+
+    def read(self, rows: Sequence[int]) -> list[Array]:
+        """uint8 RGB arrays `(h, w, 3)`. Raises TaskError naming the row that cannot be read."""
+        found = []
+        for row in rows:
+            cell = self.rows[int(row)][self.image]
+            data = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+            found.append(decode(data, f"hf:{self.name} {self.split}[{int(row)}]"))
+        return found

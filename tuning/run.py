@@ -1,0 +1,332 @@
+"""One tuning run: a recipe in, a run folder out. `Tuning` is iterated step by step and can be resumed at any moment.
+
+Knows nothing of the terminal, of comparisons and of how methods search.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine import search
+from engine.artifact import Artifact, load_state, save_state, write_text
+from engine.core import BoxSpec, Evaluator, Method, Task
+from engine.errors import ArtifactError, RefusedError
+from engine.ledger import Ledger
+from engine.loop import Look, Step, steps
+from engine.pool import RayPool, Serial
+from engine.problem import ProblemSpec
+from tuning import queryless
+from tuning.recipe import Recipe
+from tuning.tasks import load_task
+
+log = logging.getLogger(__name__)
+
+RECIPE, HISTORY, RESULT, CHECKPOINT = "recipe.yaml", "history.jsonl", "result.json", "checkpoint/state.npz"
+
+
+def release() -> str:
+    """The installed version of Keyhole."""
+    try:
+        return version("keyhole")
+    except PackageNotFoundError:
+        return "source"
+
+
+def task_of(recipe: Recipe) -> Task:
+    """The recipe's task with its few-shot sample."""
+    seed = recipe.seed if recipe.data_seed is None else recipe.data_seed
+    return load_task(recipe.task, shots=recipe.shots, seed=seed, half=recipe.half)
+
+
+def problem_of(recipe: Recipe, task: Task, method: Method | None = None) -> ProblemSpec:
+    """What a worker needs to answer this recipe's candidates."""
+    return ProblemSpec(
+        box=recipe.box,
+        classes=task.classes,
+        template=task.template,
+        splits={"train": task.train, "val": task.val, "test": task.test},
+        prompt={
+            "name": recipe.prompt.name,
+            "tokens": recipe.prompt.tokens,
+            "subspace": getattr(method, "subspace", None) or recipe.prompt.subspace,
+            "seed": recipe.seed,
+        },
+        objective=recipe.objective,
+        device=recipe.device,
+        threads=recipe.pool.threads,
+    )
+
+
+def evaluator_of(recipe: Recipe, problem: ProblemSpec) -> Serial | RayPool:
+    """Serial for workers=0, else a pool of Ray actors. The caller closes it."""
+    if recipe.workers == 0:
+        return Serial(problem, chunk=recipe.pool.chunk)
+    return RayPool(
+        problem,
+        recipe.workers,
+        chunk=recipe.pool.chunk,
+        cpus=recipe.pool.cpus,
+        gpus=recipe.pool.gpus,
+        timeout_s=recipe.pool.timeout_s,
+        mixed=recipe.pool.mixed,
+    )
+
+
+def refuse(method: Method, name: str, spec: BoxSpec) -> None:
+    """Raise RefusedError if this box lacks what the method needs, before the first query."""
+    needs = method.needs
+    if not needs.gives & spec.gives or not needs.accepts <= spec.accepts:
+        wants = " or ".join(sorted(needs.gives)) + "".join(f", and to accept {kind}" for kind in sorted(needs.accepts))
+        raise RefusedError(
+            f"method {name} needs a box that gives {wants}; {spec.uri} gives {', '.join(sorted(spec.gives))} and "
+            f"accepts {', '.join(sorted(spec.accepts))}; `keyhole list methods` shows what each needs"
+        )
+
+
+class Tuning:
+    """A run. Iterate it for its steps; afterwards `result` is what `result.json` holds.
+
+    Args:
+        recipe: every setting.
+        out: the run folder. A finished or begun run in it is an error unless `resume`.
+        resume: go on from the folder's checkpoint (from the start where there is none yet).
+
+    Raises KeyholeError for anything that a user can mend; all of it before the first query where it can be known.
+    """
+
+    def __init__(self, recipe: Recipe, out: str | Path, *, resume: bool = False) -> None:
+        self.recipe = recipe
+        self.out = Path(out)
+        self.resume = resume
+        self.result: dict[str, Any] = {}
+        self.task = task_of(recipe)
+        self.queryless = queryless.is_queryless(recipe.method)
+        self.method = None if self.queryless else search.make(recipe.method, recipe.options)
+        if self.queryless:
+            queryless.check(recipe.method, recipe.options)
+        self.ledger = Ledger(images=len(self.task.train), budget=recipe.budget)
+        self._latest: Step | None = None
+        self._lines: list[str] = []
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """The run folder, with the recipe in it before the first query."""
+        import yaml
+
+        if (self.out / RESULT).exists() or ((self.out / RECIPE).exists() and not self.resume):
+            advice = "it is finished" if (self.out / RESULT).exists() else "resume it, or name another --out"
+            raise ArtifactError(f"{self.out} already holds a run; {advice}")
+        try:
+            (self.out / "checkpoint").mkdir(parents=True, exist_ok=True)
+            write_text(self.out / RECIPE, yaml.safe_dump(self.recipe.as_dict(), sort_keys=False))
+        except OSError as error:
+            raise ArtifactError(
+                f"the run folder {self.out} cannot be written ({error.strerror}); name another with --out"
+            ) from error
+
+    def __iter__(self) -> Iterator[Step]:
+        started = time.monotonic()
+        evaluator = evaluator_of(self.recipe, problem_of(self.recipe, self.task, self.method))
+        try:
+            if self.queryless:
+                outcome = queryless.fit(self.recipe, self.task, evaluator, self.ledger)
+                self._finish(evaluator, outcome, time.monotonic() - started)
+                return
+            yield from self._search(evaluator)
+        finally:
+            evaluator.close()
+
+    def _search(self, evaluator: Evaluator) -> Iterator[Step]:
+        recipe, method = self.recipe, self.method
+        assert method is not None
+        spec, dim, free_looks = evaluator.call("describe")
+        refuse(method, recipe.method, spec)
+        state = self._resumable()
+        last_saved = time.monotonic()
+        for step in steps(
+            method.start(dim, recipe.budget, recipe.seed),
+            evaluator,
+            ledger=self.ledger,
+            num_val=len(self.task.val),
+            free_looks=free_looks,
+            batch=recipe.batch,
+            rows=recipe.rows,
+            looks=recipe.looks,
+            seed=recipe.seed,
+            table=method.needs.table,
+            labels=self.task.train.labels,
+            resume=state,
+        ):
+            self._latest = step
+            self._lines.append(json.dumps(step.record()))
+            if time.monotonic() - last_saved >= recipe.checkpoint_s:
+                self.checkpoint()
+                last_saved = time.monotonic()
+            yield step
+        assert self._latest is not None
+        best, seconds = self._latest.best, self._latest.seconds
+        if best.train_loss is None or recipe.rows is not None or recipe.objective not in ("auto", "cross-entropy"):
+            train_loss = self._train_loss(evaluator, best)
+        else:
+            train_loss = best.train_loss
+        thetas = np.unique(np.stack([np.zeros(dim, np.float32), best.theta]), axis=0)
+        outcome = queryless.Outcome(
+            spec=spec,
+            theta=best.theta,
+            thetas=np.stack([np.zeros(dim, np.float32), best.theta])[: len(thetas)],
+            val_accuracy=best.val_accuracy,
+            train_loss=train_loss,
+        )
+        self._finish(evaluator, outcome, seconds)
+
+    def _train_loss(self, evaluator: Evaluator, best: Look) -> float | None:
+        """Plain cross-entropy of the selected candidate on the training rows, booked: it was not evaluated on them."""
+        pairs = len(self.task.train)
+        if pairs > self.ledger.pairs_left:
+            return None
+        reply = evaluator.evaluate(best.theta[None])
+        self.ledger.charge(reply)
+        if self.recipe.objective in ("auto", "cross-entropy"):
+            return float(reply.losses[0])
+        return evaluator.call("cross_entropy", best.theta)
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def checkpoint(self) -> None:
+        """Write what a resumed run needs: first the history, then the state that refers to it."""
+        if self._latest is None:
+            return
+        with open(self.out / HISTORY, "a", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in self._lines)
+        self._lines.clear()
+        save_state(self.out / CHECKPOINT, self._latest.state())
+
+    def _resumable(self) -> dict[str, Any] | None:
+        history = self.out / HISTORY
+        if not self.resume or not (self.out / CHECKPOINT).exists():
+            history.unlink(missing_ok=True)
+            return None
+        state = load_state(self.out / CHECKPOINT)
+        # Lines past the checkpoint, or half a line, are what a killed process had begun: they are made again.
+        lines = history.read_text(encoding="utf-8").splitlines() if history.exists() else []
+        if len(lines) < state["step"]:
+            raise ArtifactError(f"{history} has {len(lines)} lines, the checkpoint is at step {state['step']}")
+        write_text(history, "".join(line + "\n" for line in lines[: state["step"]]))
+        log.info("resuming %s at step %d", self.out, state["step"])
+        return state
+
+    def _finish(self, evaluator: Evaluator, outcome: queryless.Outcome, seconds: float) -> None:
+        """The final test read, the artifact and the result."""
+        recipe, spec = self.recipe, outcome.spec
+        accuracies = outcome.accuracies
+        if accuracies is None:
+            reply = evaluator.evaluate(outcome.thetas, None, split="test")
+            self.ledger.charge_test(reply)
+            accuracies = [int(right) / len(self.task.test) for right in reply.correct]
+        self.checkpoint()
+        result = {
+            "task": recipe.task,
+            "box": recipe.box,
+            "method": recipe.method,
+            "prompt": None if self.queryless else recipe.prompt.name,
+            "head": outcome.head,
+            "shots": recipe.shots,
+            "seed": recipe.seed,
+            "budget": recipe.budget,
+            **self.ledger.as_dict(),
+            "zero_shot_accuracy": accuracies[0],
+            "accuracy": accuracies[-1],
+            "val_accuracy": outcome.val_accuracy,
+            "train_loss": outcome.train_loss,
+            "base_accuracy": accuracies[-1] if recipe.half == "base" else None,
+            "new_accuracy": accuracies[-1] if recipe.half == "new" else None,
+            "seconds": round(seconds, 3),
+            "workers": recipe.workers,
+            "fingerprint": evaluator.fingerprint(),
+            "version": release(),
+        }
+        arrays = {} if outcome.theta is None else {"theta": outcome.theta, **evaluator.call("decoded", outcome.theta)}
+        Artifact(meta=self._meta(spec, result, outcome), arrays={**arrays, **outcome.arrays}).save(
+            self.out / "artifact"
+        )
+        write_text(self.out / RESULT, json.dumps(result, indent=2) + "\n")
+        self.result = result
+
+    def _meta(self, spec: BoxSpec, result: Mapping[str, Any], outcome: queryless.Outcome) -> dict[str, Any]:
+        recipe = self.recipe
+        keep = ("zero_shot_accuracy", "accuracy", "val_accuracy", "train_loss")
+        return {
+            "keyhole": release(),
+            "box": recipe.box,
+            "identity": spec.identity,
+            "path": spec.path,
+            "task": {"uri": recipe.task, "shots": recipe.shots, "half": recipe.half,
+                     "seed": recipe.seed if recipe.data_seed is None else recipe.data_seed},
+            "classes": list(self.task.classes),
+            "template": self.task.template,
+            "parametrization": None if self.queryless else recipe.as_dict()["prompt"],
+            "method": repr(self.method) if self.method else recipe.method,
+            "head": outcome.head,
+            "ledger": self.ledger.as_dict(),
+            "metrics": {name: result[name] for name in keep},
+            "contains": {"features_of_training_images": outcome.holds_training_data, "labels": outcome.holds_training_data},
+            "licence": {"artifact": None, "box": None, "data": None},
+        }  # fmt: skip
+
+
+def plan(recipe: Recipe) -> dict[str, Any]:
+    """What a run would spend. Sends nothing; a local box is timed on this machine's own hardware."""
+    task = task_of(recipe)
+    if queryless.is_queryless(recipe.method):
+        queryless.check(recipe.method, recipe.options)
+        evaluations = queryless.cost(task)
+    else:
+        search.make(recipe.method, recipe.options)
+        evaluations = float(recipe.budget)
+    problem = problem_of(recipe, task)
+    local = recipe.box.split(":", 1)[0] not in ("http", "https", "chat")
+    seconds = None
+    if local:
+        serial = Serial(problem, chunk=recipe.pool.chunk)
+        thetas = np.zeros((recipe.pool.chunk, serial.describe()[1]), np.float32)
+        serial.evaluate(thetas)  # staging and first calls are not part of the rate
+        started = time.perf_counter()
+        for _ in range(3):
+            serial.evaluate(thetas)
+        each = (time.perf_counter() - started) / (3 * len(thetas))
+        seconds = round(each * evaluations / max(1, recipe.workers), 1)
+    return {
+        "task": recipe.task,
+        "box": recipe.box,
+        "method": recipe.method,
+        "training_images": len(task.train),
+        "validation_images": len(task.val),
+        "evaluations": evaluations,
+        "pairs": int(evaluations * len(task.train)),
+        "test_pairs": 2 * len(task.test),
+        "seconds": seconds,
+        "cost": 0.0 if local else None,
+        "images_go_to": "this cluster only" if local else recipe.box,
+    }
+
+
+def default_out(recipe: Recipe) -> Path:
+    """A run folder that does not exist yet, named after the task, the method and the seed."""
+    words = [
+        recipe.task.split(":")[-1].split("/")[-1].split("?")[0],
+        recipe.method.replace(":", "-"),
+        f"s{recipe.seed}",
+    ]
+    stem = Path("runs") / "-".join(word for word in words if word)
+    number, out = 2, stem
+    while (out / RECIPE).exists():
+        out, number = stem.with_name(f"{stem.name}-{number}"), number + 1
+    return out

@@ -1,0 +1,255 @@
+"""Tasks by URI: a pool of images becomes few-shot train and validation splits, by a seed.
+
+The protocol is CoOp's (Zhou et al. 2022, arXiv 2109.01134, section 4.1): `shots` images a class to train on and
+min(shots, 4) a class to select on, drawn from the validation split where the data has one and from what training left
+over otherwise; the test split is the data's own, whole, the same for every seed. Base and new classes are the first
+ceil(C / 2) and the rest (Zhou et al. 2022, arXiv 2203.05557).
+
+One difference, on purpose: each class is drawn from a stream of its own, keyed by its name. So adding a class, or
+taking the base half, changes no other class's sample, and the 8-shot sample lies inside the 16-shot one.
+
+Knows nothing of boxes, prompts or how images are encoded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from engine.core import Array, Split, Task
+from engine.errors import RecipeError, TaskError, nearest
+from engine.noise import Purpose, rng
+
+HALVES = ("all", "base", "new")
+
+SCHEMES: dict[str, str] = {
+    "mini": "miniature.tasks:load",
+    "toy": "engine.boxes.toy:toy_task",
+    "folder": "tuning.layouts:folder",
+    "coop": "tuning.layouts:coop",
+    "hf": "tuning.hub:hub",
+}
+"""Scheme -> `module:function`, resolved when first used.
+
+A loader takes what follows the scheme (nothing, if it declares no positional parameter) and the URI's query as
+keyword-only arguments, each of its default's type, and returns a *pool*: a Task whose `train` holds every image that
+may be drawn from, whose `val` is the data's validation split or empty, and whose `test` is final.
+"""
+
+VAL_SHOTS = 4
+"""Validation images a class, at most: CoOp's min(shots, 4)."""
+
+
+def load_task(uri: str, *, shots: int = 16, seed: int = 1, half: str = "all") -> Task:
+    """A task with its few-shot splits drawn.
+
+    Args:
+        uri: `mini:NAME`, `toy:`, `folder:PATH`, `coop:PATH`, `hf:NAME` or `package.module:function[:REST]`, each with
+            options as a query (`folder:pets?template=a photo of a {}, a type of pet.`).
+        shots: training images a class, >= 1; validation takes min(shots, 4) a class besides.
+        seed: which sample, >= 0.
+        half: all classes, the base (first) or the new (second) half of them.
+
+    Returns:
+        A Task whose train split has `shots * C` rows and whose val split has `min(shots, 4) * C`, class by class.
+
+    Raises:
+        RecipeError: an unknown scheme, option or half; shots or seed out of range.
+        TaskError: data that cannot make this task, with the class or file named.
+    """
+    if shots < 1:
+        raise RecipeError(f"{shots=}: a few-shot task needs at least 1 image a class; give shots of 1 or more")
+    if seed < 0:
+        raise RecipeError(f"{seed=}: seeds are 0 or more")
+    if half not in HALVES:
+        raise RecipeError(f"{half=} is unknown; allowed are {', '.join(HALVES)}{nearest(half, HALVES)}")
+    return few_shot(halve(load_pool(uri), half), shots=shots, seed=seed)
+
+
+def load_pool(uri: str) -> Task:
+    """All of a task's images, before anything is drawn. Raises as `load_task` does."""
+    loader, rest, options = _resolve(uri)
+    pool = replace(_call(loader, rest, options, uri), uri=uri)
+    _check(pool)
+    return pool
+
+
+def few_shot(pool: Task, *, shots: int, seed: int) -> Task:
+    """Draw the few-shot splits of a pool. Raises TaskError naming the first class with too few images."""
+    train, val = few_shot_rows(pool, shots=shots, seed=seed)
+    source = pool.val if len(pool.val) else pool.train
+    return replace(pool, train=pool.train.subset(train), val=source.subset(val))
+
+
+def few_shot_rows(pool: Task, *, shots: int, seed: int) -> tuple[Array, Array]:
+    """`(shots * C,)` rows of the pool's train split, and `(min(shots, 4) * C,)` rows of its val split.
+
+    Where the pool has no val split, the latter are rows of its train split too, none of them drawn for training.
+    Raises TaskError naming the first class with too few images.
+    """
+    num_val = min(shots, VAL_SHOTS)
+    own_val = len(pool.val) > 0
+    _check_enough(pool, pool.train, shots + (0 if own_val else num_val), shots, 0 if own_val else num_val, "training")
+    if own_val:
+        _check_enough(pool, pool.val, num_val, 0, num_val, "validation")
+    train, val = [], []
+    for label, name in enumerate(pool.classes):
+        drawn = _shuffled(pool.train, label, name, seed)
+        train.append(drawn[:shots])
+        # Validation comes from the other end, so that neither sample moves when the number of shots changes.
+        val.append((_shuffled(pool.val, label, name, seed) if own_val else drawn[::-1])[:num_val])
+    return np.concatenate(train), np.concatenate(val)
+
+
+def halve(pool: Task, half: str) -> Task:
+    """The base (first ceil(C / 2)) or new (remaining) classes of a pool, relabelled from 0."""
+    if half == "all":
+        return pool
+    middle = -(-len(pool.classes) // 2)
+    kept = range(middle) if half == "base" else range(middle, len(pool.classes))
+    if len(kept) == 0:
+        raise TaskError(f"{pool.uri} has {len(pool.classes)} class, so its {half!r} half is empty; use half 'all'")
+    return replace(
+        pool,
+        classes=tuple(pool.classes[label] for label in kept),
+        train=_keep(pool.train, kept),
+        val=_keep(pool.val, kept),
+        test=_keep(pool.test, kept),
+    )
+
+
+def task_names() -> tuple[str, ...]:
+    """What `keyhole list tasks` prints: the embedded tasks by name, then the forms that take a user's data."""
+    embedded = tuple(f"mini:{name}" for name in importlib.import_module("miniature.tasks").TASKS)
+    return (*embedded, "toy:", "folder:PATH", "coop:PATH", "hf:ORG/NAME", "package.module:function[:REST]")
+
+
+def _resolve(uri: str) -> tuple[Callable[..., Task], str, dict[str, str]]:
+    """Loader, what follows the scheme, and the options of the query."""
+    scheme, colon, rest = uri.partition(":")
+    rest, _, query = rest.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if colon and scheme in SCHEMES:
+        target = SCHEMES[scheme]
+    elif colon and "." in scheme:
+        function, _, rest = rest.partition(":")
+        target = f"{scheme}:{function}"
+    else:
+        raise RecipeError(
+            f"task {uri!r} names no known scheme; allowed are {', '.join(f'{name}:' for name in SCHEMES)} "
+            f"and package.module:function{nearest(scheme, SCHEMES)}"
+        )
+    module, _, function = target.partition(":")
+    try:
+        loader = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"task {uri!r}: {target} cannot be imported ({error}); check the package and its name") from (
+            error
+        )
+    return loader, rest, options
+
+
+def _call(loader: Callable[..., Task], rest: str, options: Mapping[str, str], uri: str) -> Task:
+    """Hand the loader what its signature declares; refuse what it does not."""
+    parameters = inspect.signature(loader).parameters.values()
+    takes_rest = any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    for option in options:
+        if option not in known:
+            allowed = f"allowed are {', '.join(known)}" if known else "none are allowed here"
+            raise RecipeError(f"task {uri!r} has an unknown option {option!r}; {allowed}{nearest(option, known)}")
+    if rest and not takes_rest:
+        raise RecipeError(f"task {uri!r}: nothing may follow the scheme here, but {rest!r} does; leave it out")
+    typed = {option: _typed(text, known[option], f"task {uri!r}: {option}") for option, text in options.items()}
+    pool = loader(rest, **typed) if takes_rest else loader(**typed)
+    if not isinstance(pool, Task):
+        raise RecipeError(f"task {uri!r}: the loader returned {type(pool).__name__}; it must return engine.core.Task")
+    return pool
+
+
+def _typed(text: str, default: object, where: str) -> object:
+    """An option's text as a number where its default is one."""
+    kind = type(default)
+    if kind not in (int, float):
+        return text
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise RecipeError(f"{where}={text!r} must be a {'whole ' if kind is int else ''}number") from error
+
+
+def _check(pool: Task) -> None:
+    """What every pool must be, whoever loaded it."""
+    uri = pool.uri
+    if len(pool.classes) < 2:
+        raise TaskError(f"{uri} has {len(pool.classes)} classes; a task needs at least 2")
+    if pool.template.count("{}") != 1:
+        raise TaskError(f"{uri}: template {pool.template!r} must hold one {{}} for the class name")
+    seen: dict[str, str] = {}
+    for name in pool.classes:
+        # Tokenizers fold case and spaces, so names that differ in nothing else get the same text and the same scores.
+        folded = " ".join(name.casefold().split())
+        if not folded:
+            raise TaskError(f"{uri} has a class with an empty name; give every class a name")
+        if folded in seen:
+            raise TaskError(
+                f"{uri}: class names {seen[folded]!r} and {name!r} are the same to a tokenizer; rename one of them"
+            )
+        seen[folded] = name
+    for split, part in (("train", pool.train), ("val", pool.val), ("test", pool.test)):
+        if len(part.source) != len(part.labels):
+            raise TaskError(
+                f"{uri}: {split} has {len(part.source)} images but {len(part.labels)} labels; match them up"
+            )
+        if len(part) and not 0 <= part.labels.min() <= part.labels.max() < len(pool.classes):
+            raise TaskError(
+                f"{uri}: {split} has labels from {part.labels.min()} to {part.labels.max()}; "
+                f"with {len(pool.classes)} classes they must lie from 0 to {len(pool.classes) - 1}"
+            )
+    missing = np.flatnonzero(_counts(pool, pool.train) == 0)
+    if len(missing):
+        raise TaskError(
+            f"{uri}: class {pool.classes[missing[0]]!r} has no training images"
+            f"{_others(len(missing))}; add images or remove the class"
+        )
+    if not len(pool.test):
+        raise TaskError(f"{uri} has no test images; accuracy is measured on them, so add a test split")
+
+
+def _check_enough(pool: Task, split: Split, needed: int, shots: int, num_val: int, name: str) -> None:
+    short = np.flatnonzero(_counts(pool, split) < needed)
+    if len(short):
+        label = int(short[0])
+        what = " + ".join(
+            part for part, count in ((f"{shots} shots", shots), (f"{num_val} for validation", num_val)) if count
+        )
+        raise TaskError(
+            f"{pool.uri}: class {pool.classes[label]!r} has {int(_counts(pool, split)[label])} {name} images, "
+            f"but {needed} are needed ({what}){_others(len(short))}; add images or lower shots"
+        )
+
+
+def _others(count: int) -> str:
+    return f" (and {count - 1} other classes likewise)" if count > 1 else ""
+
+
+def _counts(pool: Task, split: Split) -> Array:
+    return np.bincount(split.labels.astype(np.int64), minlength=len(pool.classes))
+
+
+def _shuffled(split: Split, label: int, name: str, seed: int) -> Array:
+    """All rows of one class in the order of this seed: a function of the seed, the class's name and its image count."""
+    rows = np.flatnonzero(split.labels == label)
+    return rows[rng(seed, zlib.crc32(name.encode()), Purpose.FEW_SHOT).permutation(len(rows))]
+
+
+def _keep(split: Split, labels: range) -> Split:
+    rows = np.flatnonzero((split.labels >= labels.start) & (split.labels < labels.stop))
+    kept = split.subset(rows)
+    return replace(kept, labels=kept.labels - labels.start)

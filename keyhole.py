@@ -129,7 +129,7 @@ def tune_command(
         raise RecipeError(f"one recipe file at most, but got {', '.join(files)}; settings are key=value")
     if files:
         base = load_recipe(files[0])
-    recipe = make_recipe(base, [word for word in settings if "=" in word] + [f"{k}={v}" for k, v in given.items()])
+    recipe = make_recipe(base, [word for word in settings if "=" in word], given)
     if plan:
         _print(run.plan(recipe), as_json)
         return

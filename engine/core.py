@@ -291,6 +291,10 @@ class Reply:
     """`(P,)` int64: how many of the rows were classified right."""
     pairs: int
     work: Work
+    """Of this answer; staging is told apart, since each worker stages for itself."""
+    split: str = "train"
+    staged: int = 0
+    """Images that staging this split encoded, wherever it was done."""
     outputs: Outputs | None = None
     retries: int = 0
     duplicates: int = 0

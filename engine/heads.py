@@ -26,6 +26,8 @@ Examples = tuple[Array, Array]
 
 STRENGTHS = tuple(float(10.0**half) for half in np.arange(-2.0, 4.5, 0.5))
 """Inverse regularisation C of `linear`, for features centred and scaled to unit mean square norm; weakest fit first."""
+PATIENCE = 3
+"""`linear` stops going through the grid when so many settings in a row are worse on validation than the one before."""
 GDA_WEIGHTS = (0.0, *(float(10.0**half) for half in np.arange(-4.0, 2.5, 0.5)))
 TIP_WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 TIP_SHARPNESS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
@@ -139,6 +141,11 @@ def fit(
 ) -> Head:
     """Fit a head by name.
 
+    >>> features = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]], np.float32)
+    >>> head = fit("gda", (features, np.array([0, 0, 1, 1])), (features, np.array([0, 0, 1, 1])))
+    >>> head.scores(features).argmax(-1).tolist()
+    [0, 0, 1, 1]
+
     Args:
         name: one of `HEADS`: linear, linear-anchored, gda, tip, clip-adapter.
         train, val: features `(n, E)` and labels `(n,)`.
@@ -239,7 +246,10 @@ def fit_linear(
 
         solver.step(loss)
         heads.append(head(float(strength)))
-    return min(heads, key=lambda one: one.val_loss)
+        if len(heads) > PATIENCE and min(heads[-PATIENCE:], key=_by_val_loss).val_loss > heads[-PATIENCE - 1].val_loss:
+            # Over-fitting from here on, and the weakest regularisation is the slowest to solve.
+            break
+    return min(heads, key=_by_val_loss)
 
 
 def fit_gda(train: Examples, val: Examples, text: Array | None, scale: float) -> LinearHead:
@@ -262,7 +272,7 @@ def fit_gda(train: Examples, val: Examples, text: Array | None, scale: float) ->
     anchor = np.zeros_like(weight) if text is None else scale * text.astype(np.float64)
     return min(
         (_scored(val, weight=anchor + alpha * weight, bias=alpha * bias, chosen=alpha) for alpha in GDA_WEIGHTS),
-        key=lambda head: head.val_loss,
+        key=_by_val_loss,
     )
 
 
@@ -284,7 +294,7 @@ def fit_tip(train: Examples, val: Examples, text: Array, scale: float) -> CacheH
 
 
 def fit_clip_adapter(
-    train: Examples, val: Examples, text: Array, scale: float, seed: int, *, steps: int = 200, rate: float = 1e-3
+    train: Examples, val: Examples, text: Array, scale: float, seed: int, *, steps: int = 200, rate: float = 1e-2
 ) -> AdapterHead:
     """CLIP-Adapter (Gao et al. 2021, arXiv 2110.04544) on image features: bottleneck E // 4, no biases.
 
@@ -341,6 +351,10 @@ HEADS: dict[str, Callable[[Examples, Examples, Any, float, int], Head]] = {
 def _scored(val: Examples, *, weight: Array, bias: Array, chosen: float) -> LinearHead:
     weight, bias = weight.astype(np.float32), bias.astype(np.float32)
     return LinearHead(weight=weight, bias=bias, chosen=chosen, val_loss=_loss(val[0] @ weight.T + bias, val[1]))
+
+
+def _by_val_loss(head: Head) -> float:
+    return head.val_loss
 
 
 def _loss(scores: Array, labels: Array) -> float:

@@ -6,7 +6,7 @@ the budget is in evaluations. The final test read is accounted apart. Knows noth
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from engine.core import Reply
@@ -35,6 +35,8 @@ class Ledger:
     bytes: int = 0
     cost: float = 0.0
     """Money, for a box that has a price."""
+    staged: list[str] = field(default_factory=list)
+    """Splits whose images have been encoded; once each, however many workers hold a copy."""
 
     def __post_init__(self) -> None:
         if not self.budget > 0:
@@ -73,19 +75,25 @@ class Ledger:
     def _work(self, reply: Reply) -> None:
         self.sequences += reply.work.sequences
         self.image_encodes += reply.work.image_encodes
+        if reply.split not in self.staged:
+            self.staged.append(reply.split)
+            self.image_encodes += reply.staged
         self.retries += reply.retries
         self.duplicates += reply.duplicates
         self.bytes += reply.bytes
 
-    def as_dict(self) -> dict[str, Any]:
-        """The counts, as `result.json` and checkpoints hold them."""
-        counts = asdict(self)
-        counts.pop("images")
-        counts.pop("budget")
-        return {"evaluations": self.evaluations, **counts}
+    def counts(self) -> dict[str, Any]:
+        """What `result.json` tells."""
+        told = asdict(self)
+        for name in ("images", "budget", "staged"):
+            del told[name]
+        return {"evaluations": self.evaluations, **told}
 
-    def restore(self, counts: dict[str, Any]) -> None:
-        """Take up the counts of a checkpoint."""
-        for name, value in counts.items():
-            if name != "evaluations":
-                setattr(self, name, value)
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the account of a checkpoint."""
+        for name, value in state.items():
+            setattr(self, name, value)

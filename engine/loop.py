@@ -229,7 +229,7 @@ class _Run:
             "best_loss": self.best_loss,
             "next_look": self.next_look,
             "seconds": self.before + time.monotonic() - self.started,
-            "ledger": self.ledger.as_dict(),
+            "ledger": self.ledger.state_dict(),
             "best": {**vars(self.best)},
             "answered_keys": np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), 16),
             "answered_losses": np.array([self.answered[key] for key in keys], np.float64),
@@ -243,7 +243,7 @@ class _Run:
             self.best_loss = float(state["best_loss"])
             self.next_look = float(state["next_look"])
             self.before = float(state["seconds"])
-            self.ledger.restore(state["ledger"])
+            self.ledger.load_state_dict(state["ledger"])
             self.best = Look(**state["best"])
             keys = [row.tobytes() for row in state["answered_keys"]]
             self.answered = dict(zip(keys, state["answered_losses"].tolist(), strict=True))

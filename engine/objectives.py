@@ -51,7 +51,7 @@ def zero_one(outputs: Outputs, labels: Array) -> Array:
         `(P,)` float64 in [0, 1]; NaN for a candidate whose scores or features are not finite.
     """
     if outputs.labels is not None or outputs.topk is not None:
-        return np.mean(_for(labels, outputs.predictions(), axis=1) != labels, axis=-1, dtype=np.float64)
+        return (_for(labels, outputs.predictions(), axis=1) != labels).mean(-1)
     losses = []
     for table in _tables(outputs):
         wrong = _for(labels, table).argmax(-1) != labels

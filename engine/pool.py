@@ -28,6 +28,8 @@ DEPTH = 2
 """Calls in flight per actor: one runs while the next is already there."""
 OBJECT_STORE_BYTES = 512 * 2**20
 """Of a local Ray that the pool starts itself: only candidates and replies pass through it."""
+OPENING_S = 600.0
+"""How long a worker may take to start and to open the box, which may mean reading gigabytes of weights."""
 STRAGGLER_S = 5.0
 """A chunk this late near a step's end is also given to an idle worker; the first answer counts."""
 
@@ -157,9 +159,7 @@ class RayPool:
         """Losses of `(P, d)` candidates on these rows of a split (None: all)."""
         jobs = [_Job(("evaluate", part, rows, split, table)) for part in _chunks(thetas, self.chunk)]
         retries, duplicates = self._dispatch(jobs)
-        reply = join([job.answer for job in jobs])
-        moved = thetas.nbytes + reply.losses.nbytes + reply.correct.nbytes
-        return replace(reply, retries=retries, duplicates=duplicates, bytes=moved)
+        return replace(join([job.answer for job in jobs]), retries=retries, duplicates=duplicates)
 
     def call(self, name: str, *args: Any) -> Any:
         """Any other question to the problem, answered by one worker."""
@@ -197,11 +197,11 @@ class RayPool:
 
     def _first_fingerprint(self) -> dict[str, Any]:
         """That of the first worker to be ready; the others are compared before their first answer is used."""
-        ready, _ = self._ray.wait(list(self._opening.values()), num_returns=1, timeout=self.timeout_s)
+        ready, _ = self._ray.wait(list(self._opening.values()), num_returns=1, timeout=OPENING_S)
         if not ready:
             raise BoxError(
-                f"no worker was ready within {self.timeout_s:g} s on a cluster of {self._ray.cluster_resources()}; "
-                "ask for fewer cpus or gpus a worker, or allow more time (timeout_s)"
+                f"no worker was ready within {OPENING_S:g} s on a cluster of {self._ray.cluster_resources()}; "
+                "ask for fewer cpus or gpus a worker (pool.cpus, pool.gpus)"
             )
         try:
             return self._ray.get(ready[0])
@@ -262,7 +262,7 @@ class RayPool:
         job.copies += 1
         self._load[actor] += 1
         now = time.monotonic()
-        deadline = now + self.timeout_s * self._load[actor]
+        deadline = now + self.timeout_s * self._load[actor] + (OPENING_S if actor in self._opening else 0)
         self._flying[actor.call.remote(*job.args)] = _Flight(actor, job, now, deadline)
 
     def _replace(self, actor: Any) -> list[_Job]:

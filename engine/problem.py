@@ -53,7 +53,7 @@ class Problem:
         if objective == "auto":
             objective = "cross-entropy" if self.box.spec.gives & {"scores", "features"} else "zero-one"
         self.objective = make_objective(objective)
-        self._staged: dict[str, Staged] = {}
+        self._staged: dict[str, tuple[Staged, int]] = {}
         probe = self.prompt.decode(np.zeros((1, self.prompt.dim), np.float32))
         refused = probe.needs() - self.box.spec.accepts
         if refused:
@@ -74,8 +74,13 @@ class Problem:
 
     def staged(self, split: str) -> Staged:
         """The images of a split where the box lives, brought there at first use."""
+        return self._stage(split)[0]
+
+    def _stage(self, split: str) -> tuple[Staged, int]:
         if split not in self._staged:
-            self._staged[split] = self.box.stage(self.spec.splits[split].source)
+            self.box.work()
+            images = self.box.stage(self.spec.splits[split].source)
+            self._staged[split] = images, self.box.work().image_encodes
         return self._staged[split]
 
     def answer(self, prompts: Prompts, rows: Array, split: str) -> Outputs:
@@ -88,6 +93,8 @@ class Problem:
         """Losses of `(P, d)` candidates on these rows of a split (None: all); NaN where an answer is not finite."""
         if rows is None:
             rows = np.arange(len(self.spec.splits[split]))
+        staged = self._stage(split)[1]
+        self.box.work()  # what was done besides (a canary, a head's features) is not this answer's
         outputs = self.answer(self.prompt.decode(thetas), rows, split)
         labels = self.spec.splits[split].labels[rows]
         losses = np.asarray(self.objective(outputs, labels), np.float64)
@@ -96,7 +103,10 @@ class Problem:
             correct=(outputs.predictions() == labels).sum(-1).astype(np.int64).reshape(len(thetas)),
             pairs=len(thetas) * len(rows),
             work=self.box.work(),
+            split=split,
+            staged=staged,
             outputs=outputs if table else None,
+            bytes=thetas.nbytes + 16 * len(thetas),  # candidates there; a loss and a count back
         )
 
     def cross_entropy(self, theta: Array, split: str = "train") -> float | None:
@@ -161,6 +171,8 @@ def join(replies: list[Reply]) -> Reply:
         correct=np.concatenate([reply.correct for reply in replies]),
         pairs=sum(reply.pairs for reply in replies),
         work=work,
+        split=replies[0].split,
+        staged=replies[0].staged,
         outputs=_join_outputs(replies),
         retries=sum(reply.retries for reply in replies),
         duplicates=sum(reply.duplicates for reply in replies),

@@ -97,12 +97,18 @@ def category_of(items: Array) -> Array:
 def claim(random: np.random.Generator, scenes: Scenes) -> Claims:
     """Claims that are true of these scenes: a random part of the truth, `(n,)` captions."""
     n = len(scenes)
-    keep = lambda values, share: np.where(random.random(values.shape) < share, values, -1)  # noqa: E731
+
+    def keep(values: Array, share: Array | float) -> Array:
+        return np.where(random.random(values.shape) < share, values, -1)
+
     pair = scenes.item[:, 1] >= 0
     second = pair & (random.random(n) < 0.7)
     # Either group of a pair may come first.
     swap = pair & (random.random(n) < 0.5)
-    turned = lambda values: np.where(swap[:, None], values[:, ::-1], values)  # noqa: E731
+
+    def turned(values: Array) -> Array:
+        return np.where(swap[:, None], values[:, ::-1], values)
+
     item = keep(turned(scenes.item), 0.85)
     kind = category_of(turned(scenes.item))
     texture = turned(scenes.texture)
@@ -130,7 +136,9 @@ def true_of(claims: Claims, scenes: Scenes) -> Array:
 
     What an image leaves unclear (its quality, the pointing of many arrows) counts as true: no negative is made of it.
     """
-    agree = lambda said, shown: (said[:, None] == -1) | (said[:, None] == shown[None])  # noqa: E731
+
+    def agree(said: Array, shown: Array) -> Array:
+        return (said[:, None] == -1) | (said[:, None] == shown[None])
 
     def fits(said: int, shown: int) -> Array:
         item, kind = scenes.item[:, shown], category_of(scenes.item[:, shown])
@@ -174,7 +182,9 @@ def _sentence(claims: Claims, row: int, template: str, dice: Array) -> str:
     if (place := claims.position[row]) >= 0:
         words += f" {_PLACES[place]}" if dice[2] < 0.7 else f", {POSITIONS[place]}"
     if (paper := claims.background[row]) >= 0:
-        words += f" on {_article(COLORS[paper])} {COLORS[paper]} background" if dice[3] < 0.7 else f" on {COLORS[paper]}"
+        words += (
+            f" on {_article(COLORS[paper])} {COLORS[paper]} background" if dice[3] < 0.7 else f" on {COLORS[paper]}"
+        )
     quality = f"{QUALITIES[claims.quality[row]]} " if claims.quality[row] > 0 else ""
     sentence = template.replace("{q}", quality).replace("{}", words)
     return f"a{sentence[2:]}" if sentence.startswith("an ") and quality else sentence

@@ -67,7 +67,9 @@ def load(name: str) -> Loaded:
         raise RecipeError(f"unknown model 'mini:{name}'{nearest(name, HASHES)}; shipped: {', '.join(HASHES)}")
     path = _FOLDER / f"{name}.safetensors"
     if not path.is_file():
-        raise BoxError(f"the weights of mini:{name} are missing ({path.name}); reinstall, or check out miniature/weights")
+        raise BoxError(
+            f"the weights of mini:{name} are missing ({path.name}); reinstall, or check out miniature/weights"
+        )
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != HASHES[name]:
         raise BoxError(

@@ -29,7 +29,18 @@ from engine.noise import Purpose, rng
 from miniature import captions, render
 from miniature.models import ARCHITECTURES, EMBED_DIM, MEAN, STD, TEXT
 
-_BLOCK = 4096
+HEADS = {
+    "item": len(render.ITEMS),
+    "color": len(render.COLORS),
+    "texture": len(render.TEXTURES),
+    "count": render.MAX_COUNT + 1,
+    "position": len(render.POSITIONS),
+    "size": len(render.SIZES),
+    "direction": len(render.DIRECTIONS),
+    "background": len(render.COLORS),
+    "quality": len(render.QUALITIES),
+}
+"""What the throw-away heads tell apart, and into how many classes."""
 _VALIDATION = 1_000_000
 """Seeds from here on render validation images."""
 
@@ -46,7 +57,9 @@ class Recipe:
     warmup: int = 60
     weight_decay: float = 0.05
     blocks: int = 64
-    """Distinct images, in blocks of 4096, gone through again and again with new captions."""
+    """How many blocks of distinct images there are, gone through again and again with new captions."""
+    block: int = 4096
+    """Images of a block."""
 
 
 @dataclass
@@ -81,8 +94,7 @@ def begin(recipe: Recipe, device: str = "cpu") -> Training:
     used = vocabulary()
     model = open_clip.CLIP(EMBED_DIM, ARCHITECTURES[recipe.model], TEXT | {"vocab_size": len(used)})
     model = model.to(device, memory_format=torch.channels_last)  # a fifth faster for convolutions on CPU
-    sizes = {name: shown.max() + 1 for name, shown in _shown(render.render(recipe.seed, 0, _BLOCK)[1]).items()}
-    heads = torch.nn.ModuleDict({name: torch.nn.Linear(EMBED_DIM, int(size)) for name, size in sizes.items()}).to(device)
+    heads = torch.nn.ModuleDict({name: torch.nn.Linear(EMBED_DIM, size) for name, size in HEADS.items()}).to(device)
     parameters = [*model.parameters(), *heads.parameters()]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
@@ -136,12 +148,12 @@ def _head_loss(logits: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
 def _batch(training: Training) -> tuple[np.ndarray, render.Scenes]:
     """The rows of this step: blocks in turn, each in a new order each time."""
     recipe = training.recipe
-    turn, part = divmod(training.step, _BLOCK // recipe.batch)
+    turn, part = divmod(training.step, recipe.block // recipe.batch)
     block = turn % recipe.blocks
     if block not in training.blocks:
-        training.blocks[block] = render.render(recipe.seed, block, _BLOCK)
+        training.blocks[block] = render.render(recipe.seed, block, recipe.block)
     images, scenes = training.blocks[block]
-    order = rng(recipe.seed, turn, Purpose.ROWS).permutation(_BLOCK)
+    order = rng(recipe.seed, turn, Purpose.ROWS).permutation(recipe.block)
     rows = order[part * recipe.batch : (part + 1) * recipe.batch]
     return images[rows], render.Scenes(**{name: values[rows] for name, values in vars(scenes).items()})
 
@@ -150,7 +162,9 @@ def _shown(scenes: render.Scenes) -> dict[str, np.ndarray]:
     """What the heads read: `(n,)` classes, -1 where there is nothing to read. The pair's two groups count as one."""
     alone = np.where(scenes.item[:, 1] < 0, 0, -1)
     first = {name: np.where(alone == 0, getattr(scenes, name)[:, 0], -1) for name in ("item", "color", "texture")}
-    plain = {name: getattr(scenes, name) for name in ("count", "position", "size", "direction", "background", "quality")}
+    plain = {
+        name: getattr(scenes, name) for name in ("count", "position", "size", "direction", "background", "quality")
+    }
     return first | plain
 
 
@@ -206,7 +220,9 @@ def validate(training: Training, n: int = 2048) -> dict[str, float]:
         "direction": ([f"object pointing {name}" for name in render.DIRECTIONS], seen.direction, directed),
     }
     embedded = _embed(training, single)
-    accuracies = {name: _accuracy(training, words, embedded[keep], shown[keep]) for name, (words, shown, keep) in rows.items()}
+    accuracies = {
+        name: _accuracy(training, words, embedded[keep], shown[keep]) for name, (words, shown, keep) in rows.items()
+    }
     words = [f"{captions.NUMBERS[count]} objects" for count in range(2, 7)]
     accuracies["count"] = _accuracy(training, words, _embed(training, many), counted.count - 2)
     training.model.train()

@@ -39,7 +39,7 @@ PALETTE = {
 }
 COLORS = tuple(PALETTE)
 TEXTURES = ("plain", "striped", "checkered", "dotted")
-POSITIONS = tuple("upper left,top,upper right,left,center,right,lower left,bottom,lower right".split(","))
+POSITIONS = ("upper left", "top", "upper right", "left", "center", "right", "lower left", "bottom", "lower right")
 SIZES = ("small", "large")
 DIRECTIONS = ("up", "right", "down", "left")
 QUALITIES = ("plain", "blurry", "noisy")
@@ -48,11 +48,15 @@ KINDS = (0.62, 0.2, 0.18)
 """Shares of single objects, of several of a kind, and of pairs of unlike objects."""
 _BANK = 32
 _FONTS = (
-    "DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSans-BoldOblique DejaVuSansMono DejaVuSansMono-Bold "
-    "DejaVuSansMono-Oblique DejaVuSansMono-BoldOblique DejaVuSerif DejaVuSerif-Bold DejaVuSerif-Italic "
-    "DejaVuSerif-BoldItalic STIXGeneral STIXGeneralBol STIXGeneralItalic STIXGeneralBolIta cmb10 cmr10 cmss10 cmti10 "
-    "cmtt10"
-).split()
+    *[
+        f"DejaVu{family}{style}"
+        for family in ("Sans", "SansMono")
+        for style in ("", "-Bold", "-Oblique", "-BoldOblique")
+    ],
+    *[f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")],
+    *[f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")],
+    *["cmb10", "cmr10", "cmss10", "cmti10", "cmtt10"],
+)
 """The shipped fonts that have plain digits and both cases of the alphabet; the others are symbols."""
 
 
@@ -102,9 +106,7 @@ def other(random: np.random.Generator, *taken: Array, num: int = 10) -> Array:
     return np.where(free, random.random(free.shape), -1.0).argmax(1)
 
 
-def draw(
-    random: np.random.Generator, n: int, *, kinds: tuple[float, float, float] = KINDS, **fixed: Array
-) -> Scenes:
+def draw(random: np.random.Generator, n: int, *, kinds: tuple[float, float, float] = KINDS, **fixed: Array) -> Scenes:
     """What to show in n images.
 
     Args:
@@ -152,7 +154,13 @@ def _item(random: np.random.Generator, category: Array) -> Array:
 
 
 def render(
-    seed: int, block: int, n: int, *, kinds: tuple[float, float, float] = KINDS, look: Look | None = None, **fixed: Array
+    seed: int,
+    block: int,
+    n: int,
+    *,
+    kinds: tuple[float, float, float] = KINDS,
+    look: Look | None = None,
+    **fixed: Array,
 ) -> tuple[Array, Scenes]:
     """Images `(n, 32, 32, 3)` uint8 and what they show: a function of the arguments alone (see `draw`)."""
     random = rng(seed, block, Purpose.RENDER)
@@ -174,8 +182,17 @@ def _paint(random: np.random.Generator, scenes: Scenes, look: Look) -> Array:
     import torch
 
     n = len(scenes)
-    uniform = lambda low, high, *shape: random.uniform(low, high, (n, *shape)).astype(np.float32)  # noqa: E731
-    tensor = lambda values: torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))  # noqa: E731
+
+    def uniform(low: float, high: float, *shape: int) -> Array:
+        return random.uniform(low, high, (n, *shape)).astype(np.float32)
+
+    def tensor(values: Array) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
+    def shade(color: Array) -> Array:
+        light = palette[np.maximum(color, 0)] * uniform(0.8, 1.1)[:, None]
+        return np.clip(light + random.normal(0, 0.05, (n, 3)), 0, 1)
+
     palette = np.array(list(PALETTE.values()), np.float32)
 
     axis = np.arange(SIDE, dtype=np.float32) + 0.5
@@ -186,9 +203,6 @@ def _paint(random: np.random.Generator, scenes: Scenes, look: Look) -> Array:
     warped_x = x + wave[:, 0] * torch.sin(speed * wave[:, 2] * y + wave[:, 1])
     warped_y = y + wave[:, 3] * torch.sin(speed * wave[:, 2] * x + wave[:, 4])
 
-    shade = lambda color: np.clip(  # noqa: E731
-        palette[np.maximum(color, 0)] * uniform(0.8, 1.1)[:, None] + random.normal(0, 0.05, (n, 3)), 0, 1
-    )
     paper = tensor(shade(scenes.background))
     slope = tensor(uniform(-0.3, 0.3, 2) / SIDE)[:, :, None, None]
     image = paper[:, :, None, None] * (1 + slope[:, :1] * (x - 16) + slope[:, 1:] * (y - 16))[:, :1]
@@ -210,7 +224,9 @@ def _paint(random: np.random.Generator, scenes: Scenes, look: Look) -> Array:
         v = (cos * dy - sin * dx) * (2 / size) / stretch
         u = (cos * dx + sin * dy) * (2 / size) * stretch + shear * v
         # Small sprites are looked up in a pre-blurred bank, so that thin strokes do not alias away.
-        index = torch.from_numpy(np.stack(variants, 1)[rows, group]) + torch.where(size[:, 0, 0] < 14, len(bank) // 2, 0)
+        index = torch.from_numpy(np.stack(variants, 1)[rows, group]) + torch.where(
+            size[:, 0, 0] < 14, len(bank) // 2, 0
+        )
         grid = torch.stack([u, v], -1)
         alpha = torch.nn.functional.grid_sample(bank[index][:, None], grid, align_corners=False)
         ink = torch.stack(inks, 1)[rows, group]
@@ -253,7 +269,9 @@ def _weave(u, v, texture: Array, phase, angle, fineness):
     """Share of the second tone at each point `(m, H, H)`, in the sprite's own coordinates."""
     import torch
 
-    wide = lambda values: values[:, None, None]  # noqa: E731
+    def wide(values):
+        return values[:, None, None]
+
     f = 2 * np.pi * wide(fineness)
     along = u * torch.cos(wide(angle)) + v * torch.sin(wide(angle))
     stripes = torch.sin(f * along + wide(phase[:, 0]))
@@ -270,9 +288,11 @@ def _degrade(random: np.random.Generator, image, quality: Array, look: Look) -> 
     import torch
 
     n = len(image)
-    pick = lambda *by_quality: random.uniform(0, 1, n) * np.array([b[1] - b[0] for b in by_quality])[quality] + (  # noqa: E731
-        np.array([b[0] for b in by_quality])[quality]
-    )
+
+    def pick(*ranges: tuple[float, float]) -> Array:
+        low, high = np.array(ranges).T
+        return random.uniform(0, 1, n) * (high - low)[quality] + low[quality]
+
     # Ranges of plain, blurry, noisy and, by index -1, unclear images.
     spread = pick((0.0, 0.14), (0.24, 0.32), (0.0, 0.14), (0.1, 0.28)).astype(np.float32)
     grain = pick((0.0, 0.035), (0.0, 0.03), (0.09, 0.16), (0.0, 0.08)).astype(np.float32)
@@ -330,8 +350,13 @@ def _shape_masks(name: str) -> list[Array]:
 
     canvas = Image.new("L", (160, 160))
     pen = ImageDraw.Draw(canvas)
-    at = lambda points: [(80 + 60 * px, 80 + 60 * py) for px, py in points]  # noqa: E731
-    turn = lambda k, of, r=1.0: (r * np.sin(2 * np.pi * k / of), -r * np.cos(2 * np.pi * k / of))  # noqa: E731
+
+    def at(points):
+        return [(80 + 60 * px, 80 + 60 * py) for px, py in points]
+
+    def turn(k, of, r=1.0):
+        return (r * np.sin(2 * np.pi * k / of), -r * np.cos(2 * np.pi * k / of))
+
     t = np.linspace(0, 2 * np.pi, 90)
     outlines = {
         "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
@@ -342,7 +367,11 @@ def _shape_masks(name: str) -> list[Array]:
             *[(0.3, 1), (-0.3, 1), (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3)],
         ],
         "heart": list(
-            zip(np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 16, strict=True)
+            zip(
+                np.sin(t) ** 3,
+                -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 16,
+                strict=True,
+            )
         ),
         "arrow": [(0, -1), (0.75, -0.1), (0.28, -0.1), (0.28, 1), (-0.28, 1), (-0.28, -0.1), (-0.75, -0.1)],
         "diamond": [(0, -1), (0.62, 0), (0, 1), (-0.62, 0)],

@@ -160,6 +160,8 @@ class Rendered(ImageSource):
 
     def read(self, rows: Sequence[int]) -> list[Array]:
         """`(32, 32, 3)` uint8 arrays."""
+        if outside := [int(row) for row in rows if not 0 <= row < self.num]:
+            raise IndexError(f"rows {outside[:3]} are outside of the {self.num} images of mini:{self.task} ({self.part})")
         places = [divmod(int(row), _BLOCK) for row in rows]
         return [_block(self.task, self.part, block)[place] for block, place in places]
 

@@ -8,7 +8,12 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from pathlib import Path
+
 import pytest
+
+PLUGINS = str(Path(__file__).parent / "plugins")  # what Ray's workers must be able to import, too
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PLUGINS, os.environ.get("PYTHONPATH")]))
 
 
 @pytest.fixture(scope="session")

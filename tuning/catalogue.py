@@ -11,15 +11,23 @@ from tuning import queryless, tasks
 
 def methods() -> list[dict[str, str]]:
     """Name, what it needs of a box, what it is."""
+    searched = [
+        {"name": row["name"], "needs": _needs(row["gives"], row["accepts"]), "what": row["about"]}
+        for row in search.describe()
+    ]
     return [
-        *search.describe(),
-        {"name": "zero-shot", "needs": "anything", "what": "the template itself"},
-        *({"name": f"head:{name}", "needs": "features", "what": "a head on returned features"} for name in heads.HEADS),
+        *searched,
+        {"name": "zero-shot", "needs": "anything", "what": "The template itself."},
+        *({"name": f"head:{name}", "needs": "features", "what": "A head on returned features."} for name in heads.HEADS),
         *(
-            {"name": f"ceiling:{name}", "needs": "a local model", "what": "white-box reference, for reports only"}
+            {"name": f"ceiling:{name}", "needs": "a local model", "what": "White-box reference, for reports only."}
             for name in queryless.CEILINGS
         ),
     ]
+
+
+def _needs(gives: list[str], accepts: list[str]) -> str:
+    return " or ".join(gives) + "".join(f", accepts {kind}" for kind in accepts)
 
 
 def prompt_kinds() -> list[dict[str, str]]:

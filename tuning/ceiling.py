@@ -22,8 +22,8 @@ from engine.errors import RecipeError, RefusedError
 from engine.noise import Purpose, rng
 
 LOOKS = 20
-RATE = 0.01
-"""Adam's rate in raw embedding units, a few tenths of the token embedding's standard deviation."""
+RATE = 0.2
+"""Adam's rate in units of theta: fractions of the token embedding's standard deviation."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,7 +53,7 @@ def coop(
         task: its train, val and (once, at the end) test splits.
         tokens: M. None: the template's own. Fewer: its last ones. More: random ones before them.
         steps: Adam steps.
-        lr: Adam's rate, raw embedding units.
+        lr: Adam's rate in units of theta (the token embedding's standard deviation, `box.text_tower.sigma`).
         seed: for random tokens; nothing else is random.
 
     Raises:
@@ -111,7 +111,7 @@ def fit_coop(
         for features, labels in (train, val)
     ]
     context = start.clone().requires_grad_()
-    adam = torch.optim.Adam([context], lr=lr)
+    adam = torch.optim.Adam([context], lr=lr * tower.sigma)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     history: list[dict[str, float]] = []
     best: tuple[Array, Array, dict[str, float]] | None = None

@@ -63,7 +63,7 @@ def _box(uri: str, findings: dict[str, Any]) -> bool:
     from engine.boxes import open_box
 
     try:
-        spec = open_box(uri, classes=("cat", "dog"), template="a photo of a {}.").spec
+        spec = open_box(uri, classes=("red", "blue"), template="a photo of a {}.").spec
     except KeyholeError as error:
         findings["box"] = str(error)
         return False

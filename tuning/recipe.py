@@ -127,8 +127,10 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
     return settings
 
 
-def make_recipe(settings: Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
-    """A typed recipe from nested settings and `key.path=value` overrides (values are YAML).
+def make_recipe(
+    settings: Mapping[str, Any], overrides: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+) -> Recipe:
+    """A typed recipe from nested settings, `key.path=value` overrides (values are YAML) and flags, the last word last.
 
     >>> make_recipe({"task": "mini:digits"}, ["budget=500", "method.radius=0.1"]).options
     {'radius': 0.1}
@@ -141,6 +143,8 @@ def make_recipe(settings: Mapping[str, Any], overrides: Iterable[str] = ()) -> R
         if not equals or not key:
             raise RecipeError(f"{override!r} is not key=value; for example budget=500 or method.radius=0.1")
         _set(merged, key.split("."), _scalar(text, override), key)
+    for key, value in (flags or {}).items():
+        _set(merged, [key], value, key)
     method = merged.get("method")
     if isinstance(method, dict):
         options = {key: value for key, value in method.items() if key != "name"}
@@ -153,9 +157,11 @@ def _scalar(text: str, override: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{override!r}: the value is not YAML ({error})") from error
+    # `task=toy:` is a name that ends in a colon, not a mapping.
+    return text if isinstance(value, dict) and not text.lstrip().startswith("{") else value
 
 
 def _set(target: dict[str, Any], path: list[str], value: Any, key: str) -> None:

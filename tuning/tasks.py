@@ -51,7 +51,8 @@ def load_task(uri: str, *, shots: int = 16, seed: int = 1, half: str = "all") ->
 
     Args:
         uri: `mini:NAME`, `toy:`, `folder:PATH`, `coop:PATH`, `hf:NAME` or `package.module:function[:REST]`, each with
-            options as a query (`folder:pets?template=a photo of a {}, a type of pet.`).
+            options as a query (`folder:pets?template=a photo of a {}, a type of pet.`; `&` and `+` in a value are
+            written %26 and %2B).
         shots: training images a class, >= 1; validation takes min(shots, 4) a class besides.
         seed: which sample, >= 0.
         half: all classes, the base (first) or the new (second) half of them.

@@ -15,9 +15,9 @@ from engine.core import GIVES, BlackBox, Outputs
 from engine.errors import RecipeError, TaskError, nearest
 
 SCHEMES: dict[str, str] = {
-    "open_clip": "engine.boxes.weights:open_named",
-    "hf-hub": "engine.boxes.weights:open_hub",
-    "local-dir": "engine.boxes.weights:open_folder",
+    "open_clip": "engine.boxes.named:open_named",
+    "hf-hub": "engine.boxes.named:open_hub",
+    "local-dir": "engine.boxes.named:open_folder",
     "mini": "miniature:open_box",
     "toy": "engine.boxes.toy:open_box",
 }
@@ -85,10 +85,13 @@ def open_box(
         raise TaskError(f"template {template!r}: it needs exactly one {{}} for the class name")
     gives = _narrowed(uri, options.pop("gives", None))
     module, _, function = SCHEMES[scheme].partition(":")
-    if scheme not in WITHOUT_TORCH and threads is not None:
+    if scheme not in WITHOUT_TORCH:
         import torch
 
-        torch.set_num_threads(threads)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        # cuDNN's default is TF32, whose error is larger than what a probe changes.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     opener = getattr(importlib.import_module(module), function)
     return opener(rest, uri=uri, classes=classes, template=template, gives=gives, device=device, options=options)
 

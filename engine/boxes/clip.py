@@ -16,7 +16,7 @@ from engine.boxes import keep_only
 from engine.boxes.image_tower import ImageTower
 from engine.boxes.text_tower import TextTower
 from engine.core import GIVES, Array, BoxSpec, ImageSource, Outputs, Prompts, TextSpec, Work
-from engine.errors import RefusedError
+from engine.errors import RefusedError, TaskError
 from engine.images import Preprocess
 
 _READ = 64
@@ -111,15 +111,17 @@ class ClipBox:
         """Decode, preprocess and encode all images, once.
 
         Raises:
-            TaskError: An image cannot be read; the message names it.
+            TaskError: There are no images, or one cannot be read; the message names it.
         """
+        if len(source) == 0:
+            raise TaskError("no images to stage; every split that is used needs at least one")
         features = self._in_parts(source, self.image_tower.encode)
         return StagedImages(source, _numpy(features), lambda images: self._in_parts(images, self.image_tower.project))
 
     def _in_parts(self, source: ImageSource, run: Callable[[Tensor], Tensor]) -> Tensor:
         """`run` on the pixels of all images, a part at a time."""
         parts = []
-        for start in range(0, max(len(source), 1), _READ):
+        for start in range(0, len(source), _READ):
             images = source.read(range(start, min(start + _READ, len(source))))
             parts.append(run(torch.from_numpy(self.preprocess.pixels(images)).to(self._device)))
         return torch.cat(parts)

@@ -6,9 +6,10 @@ candidates. So a candidate costs M + S tokens, S the tokens of all names togethe
 only end tokens are pooled, so only they get queries, outputs and an MLP. The result is the plain forward's, to fp32
 rounding (a few 1e-7 on normalised features).
 
-Rows of a chunk of g candidates: `[g, M]` context tokens, then for each length n the `[g, c, n]` tokens of the c names of
-that length: every part that attention needs is a contiguous slice. Chunks follow from shapes alone, so the same P, M and
-classes give the same bits; a candidate in other company agrees to rounding.
+Two passes: the contexts, which leaves their keys and values by layer, then the names. The rows of a pass over names are,
+for each length n, the `[g, c, n]` tokens of the c names of that length: every part that attention needs is a contiguous
+slice. Chunks follow from shapes alone, so the same P, M and classes give the same bits; a candidate in other company
+agrees to rounding.
 
 Letters beyond the design's: g candidates of a chunk, h heads, d = W / h, n tokens of a name, c names of one length.
 
@@ -17,21 +18,23 @@ Knows nothing of tokenizers, of images, or of towers without a causal mask.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.boxes.packed_layers import Layer, prepare_layers
+from engine.boxes.packed_layers import Layer, norm, prepare_layers
 from engine.boxes.prompt_tokens import PromptTokens
 
-CHUNK_ROWS = 1024
-"""Token rows of a chunk: enough to fill a matrix product, few enough to stay near the processor."""
+CHUNK_ROWS = {True: 1024, False: 16384}
+"""Token rows of a chunk, on a CPU or not: enough to fill a matrix product, few enough to stay near the processor."""
 
-_Heads = tuple[Tensor, Tensor, Tensor]
-"""Queries (scaled), keys, values, each `(g * h, tokens, d)`."""
+KeyValues = list[tuple[Tensor, Tensor]]
+"""By layer, keys and values of what all names see, `(candidates * h, tokens, d)` each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,79 +50,219 @@ class _Bucket:
     heads: Tensor
     """`(3, 1, h, c * n, d)` queries, keys and values of the first layer."""
     mask: Tensor
-    """`(n, n)` to add to scores, keys by queries: -inf where the key comes later."""
+    """`(n, n)`, keys by queries, to add to scores: -inf where the key comes later."""
+
+    @property
+    def num_rows(self) -> int:
+        return self.size * self.count
 
 
 @dataclass(frozen=True, slots=True)
-class _Slab:
-    """Names that go through the tower together, by length."""
+class Plan:
+    """The names of one task behind contexts of one length: all that candidates share."""
 
-    classes: tuple[int, ...]
-    buckets: tuple[_Bucket, ...]
+    num_context: int
+    """M'"""
+    slabs: list[list[_Bucket]]
+    """Names that go through the tower together, of one length or several."""
+    order: Tensor
+    """`(C,)` the class of each name, slab by slab."""
 
 
 class PackedText:
-    """A causal text tower and the names of one task, ready for `encode`. Ask `why_not` first.
+    """A causal text tower, shared by all tasks of a model.
 
     Args:
-        text: open_clip's CLIP or TextTransformer.
-        tokens: the prompts.
-        layers: what `prepare_layers(text)` gave, shared by all tasks of a model.
+        text: open_clip's CLIP or TextTransformer, against which `packed_layers.why_not` says nothing.
+        start: the id of its start token.
+        prepack: see `packed_layers.prepare_layers`.
     """
 
-    def __init__(self, text: nn.Module, tokens: PromptTokens, layers: tuple[Layer, ...]) -> None:
-        self._text = text
-        self._tokens = tokens
-        self._layers = layers
+    def __init__(self, text: nn.Module, start: int, *, prepack: bool = True) -> None:
+        self._layers = prepare_layers(text, prepack=prepack)
         self._num_heads = text.transformer.resblocks[0].attn.num_heads
-        self._plans: dict[int, tuple[_Slab, ...]] = {}
+        self._embedding = text.token_embedding.weight.detach()
+        self._positions = text.positional_embedding.detach()
+        self._final = norm(text.ln_final)
+        self._projection = text.text_projection
+        self._chunk_rows = CHUNK_ROWS[self._embedding.device.type == "cpu"]
         with torch.no_grad():
-            self._start = self._start_heads()
+            self._start = self._start_key_values(start)
 
-    def encode(self, contexts: Tensor) -> Tensor:
+    def plan(self, tokens: PromptTokens, num_context: int) -> Plan:
+        """What does not depend on candidates. Raises TaskError where a prompt with so long a context does not fit."""
+        tokens.rows(num_context)
+        suffixes = tokens.suffixes
+        by_length = sorted(range(len(suffixes)), key=lambda index: len(suffixes[index]))
+        num_slabs = math.ceil(sum(map(len, suffixes)) / self._chunk_rows)
+        cuts = [slab * len(by_length) // num_slabs for slab in range(num_slabs + 1)]
+        with torch.no_grad():
+            slabs = [
+                [
+                    self._bucket([suffixes[index] for index in group], 1 + num_context)
+                    for _, group in groupby(by_length[begin:end], key=lambda index: len(suffixes[index]))
+                ]
+                for begin, end in pairwise(cuts)
+            ]
+        return Plan(num_context, slabs, torch.tensor(by_length, device=self._embedding.device))
+
+    def encode(self, plan: Plan, contexts: Tensor) -> Tensor:
         """`(P, M', W)` contexts -> `(P, C, E)` L2-normalised features. No gradient flows."""
         with torch.no_grad():
-            num, num_context, _ = contexts.shape
-            if num_context not in self._plans:
-                self._plans[num_context] = self._plan(num_context)
-            slabs = self._plans[num_context]
-            rows = num_context + sum(bucket.size * bucket.count for slab in slabs for bucket in slab.buckets)
-            group = max(1, round(CHUNK_ROWS / rows))
-            x = contexts + self._text.positional_embedding[1 : 1 + num_context]
-            return torch.cat([self._group(x[at : at + group], slabs) for at in range(0, num, group)])
+            prefix = self._contexts(contexts)
+            size = max(1, self._chunk_rows // max(sum(bucket.num_rows for bucket in slab) for slab in plan.slabs))
+            groups = []
+            for at in range(0, len(contexts), size):
+                num = min(size, len(contexts) - at)
+                heads = slice(at * self._num_heads, (at + num) * self._num_heads)
+                part = [(keys[heads], values[heads]) for keys, values in prefix]
+                groups.append(torch.cat([self._names(slab, part, num) for slab in plan.slabs], 1))
+            found = torch.cat(groups)
+            features = torch.empty_like(found)
+            features[:, plan.order] = found
+            return features
 
-    def _group(self, contexts: Tensor, slabs: tuple[_Slab, ...]) -> Tensor:
-        """`(g, M, W)` inputs -> `(g, C, E)`: the first slab computes the prefix, the others reuse its keys and values."""
-        prefix: list[tuple[Tensor, Tensor]] = []
-        pooled = torch.cat([self._slab(contexts, slab, prefix) for slab in slabs], 1)
-        order = [index for slab in slabs for index in slab.classes]
-        features = torch.empty_like(pooled)
-        features[:, order] = pooled
-        return features
-
-    def _slab(self, contexts: Tensor, slab: _Slab, prefix: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """`(g, M, W)` inputs -> `(g, names of the slab, E)`. Fills `prefix`, keys and values by layer, if it is empty."""
-        group, num_context, width = contexts.shape
-        shared = bool(prefix)
-        num_prefix = 0 if shared else group * num_context
-        x = torch.cat(
-            [contexts.reshape(-1, width)[:num_prefix]]
-            + [bucket.rows.expand(group, -1, -1).reshape(-1, width) for bucket in slab.buckets]
+    def _bucket(self, suffixes: list[tuple[int, ...]], first: int) -> _Bucket:
+        """Names of one length, from position `first` on."""
+        device, size = self._embedding.device, len(suffixes[0])
+        rows = self._embedding[torch.tensor(suffixes, device=device)] + self._positions[first : first + size]
+        rows, layer = rows.flatten(0, 1), self._layers[0]
+        return _Bucket(
+            size=size,
+            count=len(suffixes),
+            rows=rows,
+            heads=self._heads(layer.qkv(layer.norm_1(rows)), 1)[:, None],
+            mask=torch.full((size, size), float("-inf"), device=device).tril(-1),
         )
-        for depth, layer in enumerate(self._layers):
-            last = depth == len(self._layers) - 1
-            kept = self._ends(x[num_prefix:], slab, group) if last else x
-            if depth == 0:
-                head, tails = x[:num_prefix], None
-            normed = layer.norm_1(x[:num_prefix] if depth == 0 else x)
-            prefix_heads, names = self._heads(layer, normed, slab, group, num_prefix, first=depth == 0, last=last)
-            if not shared:
-                start_key, start_value = self._start[depth]
-                prefix.append(
-                    (
-                        torch.cat([start_key.repeat(group, 1, 1), prefix_heads[1]], 1),
-                        torch.cat([start_value.repeat(group, 1, 1), prefix_heads[2]], 1),
-                    )
+
+    def _heads(self, rows: Tensor, num: int) -> Tensor:
+        """`(num * tokens, parts * W)` rows -> `(parts, num * h, tokens, d)`."""
+        heads, width = self._num_heads, self._embedding.shape[1]
+        parts, tokens, size = rows.shape[1] // width, rows.shape[0] // num, width // heads
+        split = rows.view(num, tokens, parts, heads, size).permute(2, 0, 3, 1, 4)
+        return split.reshape(parts, num * heads, tokens, size)
+
+    def _rows(self, heads: Tensor, num: int) -> Tensor:
+        """`(num * h, tokens, d)` -> `(num * tokens, W)`."""
+        _, tokens, size = heads.shape
+        width = self._num_heads * size
+        return heads.view(num, self._num_heads, tokens, size).transpose(1, 2).reshape(num * tokens, width)
+
+    def _start_key_values(self, start: int) -> KeyValues:
+        """Of the start token, `(h, 1, d)` by layer. It sees only itself, so what it attends to is its own value."""
+        found = []
+        x = self._embedding[start : start + 1] + self._positions[:1]
+        for layer in self._layers:
+            key_value = layer.key_value(layer.norm_1(x))
+            keys, values = self._heads(key_value, 1)
+            found.append((keys, values))
+            x = x + layer.out(key_value[:, key_value.shape[1] // 2 :])
+            x = x + layer.mlp(layer.norm_2(x))
+        return found
+
+    def _contexts(self, contexts: Tensor) -> KeyValues:
+        """`(P, M, W)` contexts -> keys and values of start and context, `(P * h, 1 + M, d)` by layer."""
+        num, tokens, width = contexts.shape
+        x = (contexts + self._positions[1 : 1 + tokens]).reshape(num * tokens, width)
+        mask = torch.ones(tokens, 1 + tokens, dtype=torch.bool, device=x.device).tril(1)
+        found = []
+        for layer, (start_keys, start_values) in zip(self._layers, self._start, strict=True):
+            last = len(found) == len(self._layers) - 1
+            normed = layer.norm_1(x)
+            *query, keys, values = self._heads((layer.key_value if last else layer.qkv)(normed), num)
+            keys = torch.cat([start_keys.repeat(num, 1, 1), keys], 1)
+            values = torch.cat([start_values.repeat(num, 1, 1), values], 1)
+            found.append((keys, values))
+            if not last:
+                seen = F.scaled_dot_product_attention(
+                    query[0][None], keys[None], values[None], attn_mask=mask, scale=1.0
                 )
-            ...
-        return x
+                x += layer.out(self._rows(seen[0], num))
+                x += layer.mlp(layer.norm_2(x))
+        return found
+
+    def _names(self, slab: Sequence[_Bucket], prefix: KeyValues, num: int) -> Tensor:
+        """The names of a slab behind the prefixes of g candidates -> `(g, names, E)`, in the slab's order."""
+        x = torch.cat([bucket.rows.expand(num, -1, -1).flatten(0, 1) for bucket in slab])
+        for depth, (layer, (keys, values)) in enumerate(zip(self._layers, prefix, strict=True)):
+            last = depth == len(self._layers) - 1
+            seen = []
+            for bucket, (query, own_keys, own_values) in zip(
+                slab, self._slab_heads(slab, layer, x, num, first=depth == 0, last=last), strict=True
+            ):
+                heads = _attend(query, own_keys, own_values, keys, values, bucket.size, None if last else bucket.mask)
+                seen.append(self._rows(heads, num))
+            if last:
+                x = torch.cat([part[:, -1] for part in self._split(x, slab, num)])
+            x += layer.out(torch.cat(seen))
+            x += layer.mlp(layer.norm_2(x))
+        pooled = self._project(self._final(x))
+        sizes = [num * bucket.count for bucket in slab]
+        return torch.cat([part.view(num, -1, pooled.shape[1]) for part in pooled.split(sizes)], 1)
+
+    def _slab_heads(
+        self, slab: Sequence[_Bucket], layer: Layer, x: Tensor, num: int, *, first: bool, last: bool
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Queries `(g * h, c * n or, in the last layer, c, d)`, keys and values `(g * h, c * n, d)`, by bucket."""
+        if first:
+            for bucket in slab:
+                query, keys, values = bucket.heads.expand(-1, num, -1, -1, -1).flatten(1, 2)
+                yield (query[:, bucket.size - 1 :: bucket.size] if last else query), keys, values
+            return
+        normed = layer.norm_1(x)
+        if not last:
+            projected = layer.qkv(normed)
+            for part in projected.split([num * bucket.num_rows for bucket in slab]):
+                query, keys, values = self._heads(part, num)
+                yield query, keys, values
+            return
+        ends = torch.cat([part[:, -1] for part in self._split(normed, slab, num)])
+        queries = layer.query(ends).split([num * bucket.count for bucket in slab])
+        others = layer.key_value(normed).split([num * bucket.num_rows for bucket in slab])
+        for query, key_value in zip(queries, others, strict=True):
+            keys, values = self._heads(key_value, num)
+            yield self._heads(query, num)[0], keys, values
+
+    def _split(self, x: Tensor, slab: Sequence[_Bucket], num: int) -> list[Tensor]:
+        """Rows of a slab -> by bucket `(g * c, n, W)`."""
+        parts = x.split([num * bucket.num_rows for bucket in slab])
+        return [part.view(-1, bucket.size, x.shape[1]) for part, bucket in zip(parts, slab, strict=True)]
+
+    def _project(self, x: Tensor) -> Tensor:
+        if isinstance(self._projection, nn.Linear):
+            x = self._projection(x)
+        elif self._projection is not None:
+            x = x @ self._projection
+        return F.normalize(x, dim=-1)
+
+
+def _attend(
+    query: Tensor, keys: Tensor, values: Tensor, prefix_keys: Tensor, prefix_values: Tensor, size: int, mask: Tensor | None
+) -> Tensor:
+    """Attention of c names to the prefix and each to itself, under one softmax.
+
+    Args:
+        query: `(b, c * m, d)`, b = g * h, m queries a name, scaled.
+        keys, values: `(b, c * n, d)`, of the names.
+        prefix_keys, prefix_values: `(b, 1 + M, d)`, seen by all.
+        size: n.
+        mask: `(n, m)` to add to a name's scores of itself.
+
+    Returns:
+        `(b, c * m, d)`.
+    """
+    batch, rows, width = query.shape
+    count = keys.shape[1] // size
+    each = rows // count
+    own = torch.bmm(keys.reshape(batch * count, size, width), query.reshape(batch * count, each, width).mT)
+    if mask is not None:
+        own += mask
+    own = own.view(batch, count, size, each).transpose(1, 2).reshape(batch, size, rows)
+    weights = torch.cat([torch.bmm(prefix_keys, query.mT), own], 1).softmax(1)
+    num_prefix = prefix_keys.shape[1]
+    seen = torch.bmm(weights[:, :num_prefix].mT, prefix_values)
+    own = weights[:, num_prefix:].view(batch, size, count, each).permute(0, 2, 3, 1)
+    seen.view(batch * count, each, width).baddbmm_(
+        own.reshape(batch * count, each, size), values.reshape(batch * count, size, width)
+    )
+    return seen

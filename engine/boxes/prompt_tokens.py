@@ -9,7 +9,7 @@ Knows nothing of models, or of contexts that are not words.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -59,6 +59,15 @@ class PromptTokens:
         return rows
 
 
+    def only(self, indices: Sequence[int]) -> PromptTokens:
+        """Some of the classes, in this order."""
+        return replace(
+            self,
+            suffixes=tuple(self.suffixes[index] for index in indices),
+            classes=tuple(self.classes[index] for index in indices),
+        )
+
+
 def split_template(template: str) -> tuple[str, str]:
     """The words before and behind the one `{}` of a template. Raises TaskError where there is none, or more than one.
 
@@ -104,8 +113,6 @@ def tokenize_prompts(
     pad = empty[-1]
     start = tuple(token for token, _ in takewhile(lambda pair: pair[0] == pair[1], zip(empty, letter, strict=True)))
     end = _unpadded(empty, pad)[len(start) :]
-    if start and not end and set(start) == {pad}:
-        start = ()  # an empty text of pads only: the letter came after nothing
     context = _unpadded(words, pad)[len(start) :]
     context = context[: len(context) - len(end)]
     suffixes = []

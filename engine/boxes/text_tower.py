@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.boxes.packed_layers import why_not
+from engine.boxes.packed_text import PackedText, Plan
 from engine.boxes.prompt_tokens import PromptTokens, Tokenizer, tokenize_prompts
 from engine.errors import RecipeError, RefusedError
 
@@ -51,8 +53,8 @@ class TextTower:
     """The reason, in words."""
     sequences: int
     """Text-tower sequences so far: C for each candidate, whatever the way."""
-    template_context: Tensor | None
-    """`(M, W)` float32, the template's own token vectors; None where the tower takes words only."""
+    template_context: Tensor
+    """`(M, W)` float32, the template's own token vectors."""
     sigma: float
     """Standard deviation of the entries of the token embedding (of the rows that the vocabulary names)."""
 
@@ -75,15 +77,16 @@ class TextTower:
         self._text: nn.Module = getattr(model, "text", model)
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
-        self._embedding = _token_embedding(self._text)
-        self._device = next(model.parameters()).device
         self._length = _positions(self._text, tokenizer)
+        self._device = next(model.parameters()).device
         self._tokens = self._tokenize(template)
+        self._embedding = _token_embedding(self._text)
         weight = self._embedding.weight.detach()
         self.sigma = float((weight if vocabulary is None else weight[sorted(vocabulary)]).std())
-        self.template_context = self._words_context(self._tokens)
-        self.path, self.why = "batched", "the general way"
-        self._check_canary()
+        self.template_context = self._words(self._tokens)
+        self._packed: PackedText | None = None
+        self._plans: dict[int, Plan] = {}
+        self.path, self.why = self._choose(path)
 
     def encode(self, contexts: Tensor | None = None, *, path: str | None = None) -> Tensor:
         """L2-normalised text features `(P, C, E)` float32.
@@ -111,13 +114,45 @@ class TextTower:
             for template in templates:
                 tokens = self._tokenize(template)
                 self.sequences += len(self.classes)
-                features.append(self._run(tokens, self._words_context(tokens)[None], self.path))
+                features.append(self._run(tokens, self._words(tokens)[None], self.path))
         return torch.cat(features)
+
+    def _choose(self, path: str) -> tuple[str, str]:
+        """The way to go and the reason, after two prompts have been compared with the model itself."""
+        reason = why_not(self._text) or _why_no_end(self._text, self._tokens)
+        if path == "packed" and reason:
+            raise RefusedError(f"path='packed' came, but {reason}; leave the path to 'auto'")
+        if path in ("auto", "packed") and not reason:
+            self._packed = PackedText(self._text, self._tokens.start[0])
+            difference = self._canary("packed")
+            if difference <= TOLERANCE:
+                return "packed", "the tower is causal and pools the end token: the shared prefix is computed once"
+            reason = f"the packed way differs from the model by {difference:.1e} (allowed: {TOLERANCE:.0e})"
+            _log.warning("text tower of %s: %s; falling back to the batched way", type(self._model).__name__, reason)
+            self._packed = None
+        chosen = "plain" if path == "plain" else "batched"
+        difference = self._canary(chosen)
+        if not difference <= TOLERANCE:
+            raise RefusedError(
+                f"{type(self._text).__name__} with a context in place of words differs from itself with those words by "
+                f"{difference:.1e} (allowed: {TOLERANCE:.0e}); this tower does not take contexts; use another model"
+            )
+        return chosen, reason or "asked for"
+
+    def _canary(self, path: str) -> float:
+        """The largest difference between this way and the model on two prompts: the longest name, the shortest."""
+        sizes = [len(suffix) for suffix in self._tokens.suffixes]
+        some = self._tokens.only([sizes.index(max(sizes)), sizes.index(min(sizes))])
+        with torch.no_grad():
+            ids = torch.tensor(some.rows(), device=self._device)
+            truth = self._model.encode_text(ids, normalize=True)
+            return float((self._run(some, self.template_context[None], path)[0] - truth).abs().max())
 
     def _tokenize(self, template: str) -> PromptTokens:
         return tokenize_prompts(self._tokenizer, self.classes, template, self._length, self._vocabulary)
 
-    def _words_context(self, tokens: PromptTokens) -> Tensor:
+    def _words(self, tokens: PromptTokens) -> Tensor:
+        """`(M, W)` vectors of a template's words."""
         ids = torch.tensor(tokens.context, dtype=torch.long, device=self._device)
         with torch.no_grad():
             return self._embedding(ids)
@@ -135,7 +170,14 @@ class TextTower:
         return contexts.to(device=self._device, dtype=self._embedding.weight.dtype)
 
     def _run(self, tokens: PromptTokens, contexts: Tensor, path: str) -> Tensor:
-        return self._forward(tokens, contexts, mix=path == "batched")
+        if path != "packed" or self._packed is None or contexts.dim() == 4:
+            return self._forward(tokens, contexts, mix=path != "plain")
+        num_context = contexts.shape[1]
+        if tokens is not self._tokens:
+            return self._packed.encode(self._packed.plan(tokens, num_context), contexts)
+        if num_context not in self._plans:
+            self._plans[num_context] = self._packed.plan(tokens, num_context)
+        return self._packed.encode(self._plans[num_context], contexts)
 
     def _forward(self, tokens: PromptTokens, contexts: Tensor, *, mix: bool) -> Tensor:
         """open_clip's own forward on every prompt; `mix`: prompts of several candidates in one call."""
@@ -155,9 +197,6 @@ class TextTower:
                 with _replaced(self._embedding, given, first):
                     features.append(self._model.encode_text(ids[where], normalize=True))
         return torch.cat(features).reshape(num, num_classes, -1)
-
-    def _check_canary(self) -> None:
-        pass
 
 
 @contextmanager
@@ -183,6 +222,20 @@ def _token_embedding(text: nn.Module) -> nn.Embedding:
     if hasattr(text, "token_embedding"):
         return text.token_embedding
     return text.transformer.get_input_embeddings()
+
+
+def _why_no_end(text: nn.Module, tokens: PromptTokens) -> str:
+    """Why these prompts cannot be cut behind their end token; "" where they can."""
+    if len(tokens.start) != 1:
+        return f"prompts begin with {len(tokens.start)} start tokens, not one"
+    pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
+    end = getattr(text, "text_eos_id", getattr(text, "eos_id", None))
+    for name, suffix, row in zip(tokens.classes, tokens.suffixes, tokens.rows(), strict=True):
+        wanted = max(row) if pool == "argmax" else end
+        pooled = row.index(wanted) if wanted in row else 0
+        if pooled != len(tokens.start) + len(tokens.context) + len(suffix) - 1:
+            return f"the model pools token {pooled} of class {name!r}, which is not its last"
+    return ""
 
 
 def _positions(text: nn.Module, tokenizer: Tokenizer) -> int:

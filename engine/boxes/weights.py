@@ -1,13 +1,14 @@
-"""open_clip names, tags, folders and weight files -> a frozen float32 model, what identifies it, and its box.
+"""Weight files, or seeded random weights -> an open_clip model and what identifies it.
 
 Files are memory-mapped where their tensors are float32: the workers of a node share one copy of the pages.
-Knows nothing of prompts or of how a box answers.
+Knows nothing of box URIs beyond their place in a message, of prompts, or of how a box answers.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,99 +16,23 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.convert import convert_state_dict
 from open_clip.factory import load_checkpoint
 from torch import Tensor, nn
 
-from engine.boxes import refuse_unknown
-from engine.boxes.clip import ClipBox
-from engine.errors import BoxError, RecipeError, nearest
+from engine.errors import BoxError, RecipeError
 from engine.images import Preprocess
 
 ACTIVATIONS = ("quickgelu", "gelu")
-_SUFFIX = "-quickgelu"
-_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+"""What published weights say of their preprocessing, in open_clip's words."""
 
 
-def open_named(
-    rest: str,
-    *,
-    uri: str,
-    classes: tuple[str, ...],
-    template: str,
-    gives: frozenset[str] | None,
-    device: str,
-    options: Mapping[str, str],
-) -> ClipBox:
-    """`open_clip:MODEL,WEIGHTS`: a published tag, a file, or `random`.
-
-    Options: `seed` of random weights; `activation` (quickgelu or gelu) and `tag` (the published weights whose
-    activation and preprocessing apply) of a file.
-
-    Raises:
-        RecipeError: The model, the weights or an option is unknown, or the box cannot tell what a file needs.
-        BoxError: Published weights could not be fetched.
-    """
-    name, comma, weights = rest.partition(",")
-    if name not in open_clip.list_models():
-        raise RecipeError(
-            f"box {uri!r}: open_clip has no model {name!r}{nearest(name, open_clip.list_models())}; "
-            "write open_clip:MODEL,WEIGHTS"
-        )
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if not comma or not weights:
-        raise RecipeError(
-            f"box {uri!r}: which weights of {name}? write open_clip:{name},WEIGHTS with a file, `random`, "
-            f"or a tag of {', '.join(tags) or 'none'}"
-        )
-    if weights == "random":
-        refuse_unknown(uri, options, ("seed",))
-        model, identity = _random(uri, name, options.get("seed", "0"))
-    elif (tag := weights.lower().replace("-", "_")) in tags:
-        refuse_unknown(uri, options, ())
-        published = open_clip.get_pretrained_cfg(name, tag)
-        path = _fetched(uri, lambda: open_clip.download_pretrained(published))
-        model, identity = _from_file(uri, name, Path(path), _quick(name, published), published)
-    elif Path(weights).is_file():
-        refuse_unknown(uri, options, ("activation", "tag"))
-        quick, published = _meaning(uri, name, options)
-        model, identity = _from_file(uri, name, Path(weights), quick, published)
-    else:
-        raise RecipeError(
-            f"box {uri!r}: {weights!r} is no file and no tag of {name}{nearest(weights, tags)}; "
-            f"its tags are {', '.join(tags) or 'none'}"
-        )
-    tokenizer = _fetched(uri, lambda: open_clip.get_tokenizer(name))
-    return _box(model, tokenizer, identity, uri=uri, classes=classes, template=template, gives=gives, device=device)
-
-
-def open_hub(rest: str, *, uri: str, device: str, options: Mapping[str, str], **task: Any) -> ClipBox:
-    """`hf-hub:ORG/REPO`, by open_clip's own loading. Raises BoxError where it cannot be fetched."""
-    refuse_unknown(uri, options, ())
-    if rest.count("/") != 1 or not all(rest.split("/")):
-        raise RecipeError(f"box {uri!r}: a repository is named hf-hub:ORG/REPO")
-    return _open_elsewhere(f"hf-hub:{rest}", uri, device, task)
-
-
-def open_folder(rest: str, *, uri: str, device: str, options: Mapping[str, str], **task: Any) -> ClipBox:
-    """`local-dir:PATH`, a folder with open_clip_config.json and weights, by open_clip's own loading."""
-    refuse_unknown(uri, options, ())
-    if not (Path(rest) / "open_clip_config.json").is_file():
-        raise RecipeError(f"box {uri!r}: no open_clip_config.json in {rest!r}; name a folder that open_clip wrote")
-    return _open_elsewhere(f"local-dir:{rest}", uri, device, task)
-
-
-def _open_elsewhere(name: str, uri: str, device: str, task: dict[str, Any]) -> ClipBox:
-    """A model whose configuration lies beside its weights."""
-    model = _fetched(uri, lambda: open_clip.create_model(name, require_pretrained=True))
-    tokenizer = _fetched(uri, lambda: open_clip.get_tokenizer(name))
-    quick = open_clip.get_model_config(name).get("quick_gelu", False)
-    return _box(model, tokenizer, _identity(name, state_sha256(model), quick), uri=uri, device=device, **task)
-
-
-def _fetched(uri: str, fetch: Callable[[], Any]) -> Any:
+def fetched(uri: str, fetch: Callable[[], Any]) -> Any:
     """What `fetch` returns. Raises BoxError in one sentence where a hub, a download or its content fails."""
     try:
-        return fetch()
+        with _unlogged():
+            return fetch()
     except Exception as error:  # hubs fail with their own errors, OSError, RuntimeError and ValueError alike
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise BoxError(
@@ -116,11 +41,8 @@ def _fetched(uri: str, fetch: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _box(model: nn.Module, tokenizer: Any, identity: dict[str, Any], **settings: Any) -> ClipBox:
-    return ClipBox(model.eval(), tokenizer, preprocess_of(model), identity=identity, **settings)
-
-
-def _identity(name: str, sha256: str, quick: bool) -> dict[str, Any]:
+def identity_of(name: str, sha256: str, quick: bool) -> dict[str, Any]:
+    """The part of a box's identity that its weights make."""
     return {"weights": sha256, "model": name, "activation": ACTIVATIONS[0] if quick else ACTIVATIONS[1]}
 
 
@@ -146,7 +68,7 @@ def preprocess_of(model: nn.Module) -> Preprocess:
 # Weights
 
 
-def _random(uri: str, name: str, seed: str) -> tuple[nn.Module, dict[str, Any]]:
+def random_model(uri: str, name: str, seed: str) -> tuple[nn.Module, dict[str, Any]]:
     """Seeded random weights; torch's own generator is left as it was."""
     if not (seed.isascii() and seed.isdigit()):
         raise RecipeError(f"box {uri!r}: seed={seed}; a seed is a whole number from 0")
@@ -154,18 +76,17 @@ def _random(uri: str, name: str, seed: str) -> tuple[nn.Module, dict[str, Any]]:
         torch.manual_seed(int(seed))
         model = _created(uri, name, pretrained_text=False)
     quick = open_clip.get_model_config(name).get("quick_gelu", False)
-    return model, _identity(name, state_sha256(model), quick)
+    return model, identity_of(name, state_sha256(model), quick)
 
 
 def _created(uri: str, name: str, **settings: Any) -> nn.Module:
     """A model without weights. One built on another library's tower may need that library's files."""
-    with _unlogged():
-        return _fetched(uri, lambda: open_clip.create_model(name, load_weights=False, **settings))
+    return fetched(uri, lambda: open_clip.create_model(name, load_weights=False, **settings))
 
 
 @contextmanager
 def _unlogged() -> Iterator[None]:
-    """While open: nothing is logged on the root logger, where open_clip would warn that a model has no weights yet."""
+    """While open: nothing is logged on the root logger, where open_clip tells of each step it takes."""
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addFilter(_nothing)
     root.addHandler(handler)  # without any, logging.warning would install one for good
@@ -180,57 +101,11 @@ def _nothing(_record: logging.LogRecord) -> bool:
     return False
 
 
-def _quick(name: str, published: Mapping[str, Any]) -> bool:
-    """Whether published weights want quick-GELU: the tag says it, or the model's own configuration."""
-    return bool(published.get("quick_gelu", open_clip.get_model_config(name).get("quick_gelu", False)))
-
-
-def _meaning(uri: str, name: str, options: Mapping[str, str]) -> tuple[bool, Mapping[str, Any]]:
-    """The activation and the published preprocessing that apply to a file, which has neither in it.
-
-    Raises:
-        RecipeError: More than one is possible and no option says which.
-    """
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if (tag := options.get("tag")) is not None and tag not in tags:
-        raise RecipeError(f"box {uri!r}: tag={tag}{nearest(tag, tags)}; the tags of {name} are {', '.join(tags)}")
-    if (activation := options.get("activation")) is not None and activation not in ACTIVATIONS:
-        raise RecipeError(f"box {uri!r}: activation={activation}; it is {' or '.join(ACTIVATIONS)}")
-    if activation is not None:
-        quick = activation == ACTIVATIONS[0]
-    elif tag is not None:
-        quick = _quick(name, open_clip.get_pretrained_cfg(name, tag))
-    elif name + _SUFFIX in open_clip.list_models():
-        # open_clip has this model in both variants, and their weights have the same names and shapes.
-        raise RecipeError(
-            f"box {uri!r}: weights of {name} were trained with GELU or with quick-GELU and the file does not tell; "
-            "add ?activation=quickgelu (all of OpenAI's own weights) or ?activation=gelu, or ?tag=TAG of "
-            f"{', '.join(tags)}"
-        )
-    else:
-        quick = bool(open_clip.get_model_config(name).get("quick_gelu", False))
-    published = {known: open_clip.get_pretrained_cfg(name, known) for known in tags}
-    if tag is not None:
-        return quick, published[tag]
-    alike = [known for known in tags if _quick(name, published[known]) == quick] or tags
-    ways: dict[tuple[Any, ...], list[str]] = {}
-    for known in alike:
-        key = tuple(published[known].get(part) for part in _PREPROCESSING)
-        ways.setdefault(key, []).append(known)
-    if len(ways) > 1:
-        described = "; ".join(", ".join(names) for names in ways.values())
-        raise RecipeError(
-            f"box {uri!r}: published weights of {name} differ in their preprocessing and the file does not tell "
-            f"which it needs; add ?tag=TAG of one of these groups: {described}"
-        )
-    return quick, published[alike[0]] if alike else {}
-
-
-def _from_file(
+def model_from_file(
     uri: str, name: str, path: Path, quick: bool, published: Mapping[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A model with a file's weights. Raises RecipeError where the file is not this model's."""
-    wanted = {key: published[key] for key in _PREPROCESSING if key in published}
+    wanted = {key: published[key] for key in PREPROCESSING if key in published}
     settings: dict[str, Any] = {"quick_gelu": quick, "pretrained_text": False, "force_preprocess_cfg": wanted}
     try:
         model = _mapped(uri, name, path, settings)
@@ -241,7 +116,7 @@ def _from_file(
         raise RecipeError(
             f"box {uri!r}: {str(path)!r} does not hold weights of {name} ({reason}); give this model's own file"
         ) from error
-    return model, _identity(name, file_sha256(path), quick)
+    return model, identity_of(name, file_sha256(path), quick)
 
 
 def _mapped(uri: str, name: str, path: Path, settings: dict[str, Any]) -> nn.Module:
@@ -267,15 +142,16 @@ def _mapped(uri: str, name: str, path: Path, settings: dict[str, Any]) -> nn.Mod
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a safetensors file, a torch checkpoint or OpenAI's TorchScript archive, memory-mapped."""
+    """The tensors of a safetensors file or torch checkpoint, memory-mapped, or of OpenAI's TorchScript archive."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(str(path))
-    try:
-        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except RuntimeError:
+    zipped = zipfile.is_zipfile(path)
+    if zipped and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
         loaded = torch.jit.load(str(path), map_location="cpu").state_dict()
+    else:  # torch's older format, which is no zip file, cannot be mapped
+        loaded = torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
     state = loaded.get("state_dict", loaded)
     return {key.removeprefix("module."): tensor for key, tensor in state.items()}
 
@@ -284,10 +160,11 @@ def _adapted(model: nn.Module, state: dict[str, Tensor]) -> None:
     """What open_clip's `load_checkpoint` does between reading a file and using it, in place."""
     for key in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's archives hold these as tensors
         state.pop(key, None)
-    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
-        custom = open_clip.model.convert_to_custom_text_state_dict(dict(state))
-        state.clear()
-        state.update(custom)
+    converted = convert_state_dict(model, dict(state))
+    if "positional_embedding" in converted and not hasattr(model, "positional_embedding"):
+        converted = open_clip.model.convert_to_custom_text_state_dict(converted)
+    state.clear()
+    state.update(converted)
     if "logit_bias" not in state and model.logit_bias is not None:
         state["logit_bias"] = torch.zeros_like(state["logit_scale"])
     for key in ("logit_scale", "logit_bias"):

@@ -197,10 +197,11 @@ class DescentSearch:
 class Momentum:
     """Our scalar rule: few orthonormal probes on a shared base, averaged by momentum, steps of a set length.
 
-    m <- beta m + (1 - beta) g;  theta <- theta - radius sqrt(d) cos-decay(progress) m_hat / |m_hat|,  m_hat = m / (1 - beta^t).
-    Why so (notes on peers, 3.3 and 3.4): with a deterministic loss, one-sided probes with a shared base beat antithetic
-    pairs at equal evaluations; few directions and many steps beat many directions, as momentum does the averaging; a
-    normalised step with cosine decay needs no step size search. Antithetic pairs are for noisy answers.
+    m <- beta m + (1 - beta) g,  m_hat = m / (1 - beta^t);
+    theta <- theta - radius sqrt(d) (1 + cos(pi progress)) / 2 m_hat / |m_hat|.
+    Why so (methods/peers.md, 3.3 and 3.4): with a deterministic loss, one-sided probes with a shared base beat
+    antithetic pairs at equal evaluations; few directions and many steps beat many directions, as momentum does the
+    averaging; a normalised step with cosine decay needs no step size search. Antithetic pairs are for noisy answers.
     """
 
     k: int = 2

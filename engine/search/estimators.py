@@ -4,8 +4,8 @@ All directions u are scaled so that E[u u^T] = I: their length is about sqrt(d),
 probe's entries in units of theta and means the same in any dimension. (A paper's unit sphere with radius eps is
 `h = eps / sqrt(d)`; its factor d is then already inside.) Estimates are unbiased to first order in h.
 
-The order of losses, everywhere: `losses[0]` belongs to theta itself (NaN where it was not asked for), `losses[1 + j]` to
-`theta + probes[j]`. Losses that are NaN are left out; an estimate from none at all is NaN.
+The order of losses, everywhere: `losses[0]` belongs to theta itself (NaN where it was not asked for),
+`losses[1 + j]` to `theta + probes[j]`. Losses that are NaN are left out; an estimate from none at all is NaN.
 
 Knows nothing of how a step is made from a gradient, or of what is being searched.
 """
@@ -25,12 +25,20 @@ from engine.errors import RecipeError, nearest
 class Estimator(Protocol):
     """Where to look, and what the answers say of the gradient. A frozen dataclass."""
 
-    h: float
-    """Root mean square of a probe's entries, in units of theta."""
-    shares_base: bool
-    """Whether the estimate uses the loss at theta itself."""
-    block: int
-    """Probes that are only of use together: a list cut short is cut to a multiple of it."""
+    @property
+    def h(self) -> float:
+        """Root mean square of a probe's entries, in units of theta."""
+        ...
+
+    @property
+    def shares_base(self) -> bool:
+        """Whether the estimate uses the loss at theta itself."""
+        ...
+
+    @property
+    def block(self) -> int:
+        """Probes that are only of use together: a list cut short is cut to a multiple of it."""
+        ...
 
     def probes(self, theta: Array, rng: np.random.Generator) -> Array:
         """`(k, d)` float64 displacements from theta."""

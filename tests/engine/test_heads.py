@@ -1,4 +1,4 @@
-"""Heads: against scikit-learn and closed forms, chosen on validation, the same bits twice, and back from their state."""
+"""Heads: against scikit-learn and closed forms, chosen on validation, same bits twice, back from their state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.errors import RecipeError, RefusedError, TaskError
 from engine.heads import HEADS, STRENGTHS, CacheHead, fit, fit_gda, fit_linear, fit_tip, restore
 from engine.objectives import cross_entropy
 
-CLASSES, WIDTH, SCALE = 4, 12, 20.0
+CLASSES, WIDTH, SCALE = 4, 32, 20.0
 
 
 def normalised(values: Array) -> Array:
@@ -45,7 +45,7 @@ def test_each_head_beats_zero_shot_on_new_images(name: str, seed: int) -> None:
     features, labels = splits["test"]
     scores = head.scores(features)
     assert scores.shape == (len(labels), CLASSES) and scores.dtype == np.float32
-    assert accuracy(scores, labels) > accuracy(features @ text.T, labels) + 0.05
+    assert accuracy(scores, labels) > accuracy(features @ text.T, labels) + 0.03
     assert head.val_loss == pytest.approx(loss(head.scores(splits["val"][0]), splits["val"][1]), abs=1e-9)
 
 
@@ -93,7 +93,7 @@ def test_linear_is_scikit_learns_logistic_regression(strength: float) -> None:
     expected = oracle.predict_log_proba((new - features.mean(0, dtype=np.float64)) / spread)
     scores = head.scores(new).astype(np.float64)
     scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
-    assert np.abs(scores - expected).max() < 1e-3
+    assert np.abs(scores - expected).max() < 5e-3
 
 
 def test_linear_chooses_its_regularisation_on_validation() -> None:

@@ -26,9 +26,18 @@ def test_test_reads_and_free_answers_are_apart():
     ledger = Ledger(images=10, budget=1)
     ledger.charge_test(reply(1000))
     ledger.charge(reply(7), pairs=0)
-    counts = ledger.as_dict()
+    counts = ledger.counts()
     assert counts["test_pairs"] == 1000 and counts["pairs"] == 0
     assert counts["sequences"] == 6 and counts["image_encodes"] == 4 and counts["retries"] == 2
+
+
+def test_staging_is_counted_once_a_split():
+    ledger = Ledger(images=10, budget=5)
+    for split in ("train", "train", "val"):
+        ledger.charge(
+            Reply(losses=np.zeros(1), correct=np.zeros(1, int), pairs=1, work=Work(), split=split, staged=10)
+        )
+    assert ledger.image_encodes == 20
 
 
 def test_fractional_budget_is_whole_pairs():
@@ -45,5 +54,5 @@ def test_restores_what_a_checkpoint_holds():
     ledger = Ledger(images=10, budget=5)
     ledger.charge(reply(10))
     other = Ledger(images=10, budget=5)
-    other.restore(ledger.as_dict())
+    other.load_state_dict(ledger.state_dict())
     assert other == ledger

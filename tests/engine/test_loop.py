@@ -136,7 +136,7 @@ def test_resume_gives_the_same_history(stop):
     other = Ledger(images=N, budget=50)
     rest = list(steps(Walk(), Bowl(), ledger=other, num_val=VAL, resume=state))
     assert facts(first + rest) == facts(whole)
-    assert other.as_dict() == ledger.as_dict()
+    assert other == ledger
 
 
 def test_failed_candidates_do_not_end_a_run():

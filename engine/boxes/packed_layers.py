@@ -1,0 +1,180 @@
+"""The layers of a causal text tower as plain functions of rows, and the check that a tower is one.
+
+What is folded into copies of the weights, each exact up to rounding: the scale of the scores into the query projection;
+QuickGELU, `x * sigmoid(1.702 x) = silu(1.702 x) / 1.702`, into the two linear layers around it, as SiLU is one fused
+operator and QuickGELU three.
+
+Knows nothing of prompts, classes or candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Rows = Callable[[Tensor], Tensor]
+"""A function of token rows, `(rows, in) -> (rows, out)`."""
+
+_QUICK = 1.702
+"""The slope in QuickGELU."""
+_ROWS_HINT = 512
+"""Rows for which oneDNN lays out a weight; other numbers of rows were measured to be as fast."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One residual block in parts."""
+
+    norm_1: Rows
+    qkv: Rows
+    """`(rows, W) -> (rows, 3W)`: queries (scaled), keys, values."""
+    query: Rows
+    """The first third of `qkv` alone."""
+    key_value: Rows
+    """The other two thirds."""
+    out: Rows
+    norm_2: Rows
+    mlp: Rows
+
+
+def why_not(text: nn.Module) -> str:
+    """Why this text tower cannot be evaluated with a shared prefix, in words; "" where it can.
+
+    Shared prefixes need a causal mask, pooling at the end token, and blocks whose every part is known here.
+    """
+    from open_clip.transformer import LayerNorm, LayerNormFp32, LayerScale, QuickGELU, ResidualAttentionBlock
+
+    if not hasattr(text, "token_embedding") or not hasattr(getattr(text, "transformer", None), "resblocks"):
+        return f"{type(text).__name__} is not an open_clip text transformer"
+    if getattr(text, "cls_emb", None) is not None:
+        return "the tower pools an embedded class token, which sees the padding"
+    mask = text.attn_mask
+    if mask is None:
+        return "the tower has no causal mask: every token sees the class name"
+    if not torch.equal(mask, torch.full_like(mask, float("-inf")).triu(1)):
+        return "the tower's attention mask is not the causal one"
+    pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
+    if pool not in ("argmax", "eos"):
+        return f"the tower pools {pool!r}, not the end token"
+    norms = (LayerNorm, LayerNormFp32, nn.LayerNorm)
+    for block in text.transformer.resblocks:
+        if type(block) is not ResidualAttentionBlock or type(block.attn) is not nn.MultiheadAttention:
+            return f"the tower has blocks of another kind ({type(block).__name__})"
+        attention, parts = block.attn, list(block.mlp)
+        if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
+            return "the tower's attention has projections of another kind"
+        if [type(part) for part in parts] not in ([nn.Linear, nn.GELU, nn.Linear], [nn.Linear, QuickGELU, nn.Linear]):
+            return f"the tower's MLP is of another kind ({', '.join(type(part).__name__ for part in parts)})"
+        if any(type(scale) not in (nn.Identity, LayerScale) for scale in (block.ls_1, block.ls_2)):
+            return "the tower scales its residuals in another way"
+        if any(type(norm) not in norms for norm in (block.ln_1, block.ln_2)):
+            return "the tower normalises in another way"
+    if {parameter.dtype for parameter in text.transformer.parameters()} != {torch.float32}:
+        return "the tower's weights are not float32"
+    return ""
+
+
+def can_prepack(device: torch.device) -> bool:
+    """Whether this torch has oneDNN's prepacked linear layers for this device.
+
+    They are private operators (those that torch.compile emits), hence the question; `F.linear` is always the
+    alternative.
+    """
+    operators = ("_linear_pointwise", "_reorder_linear_weight")
+    return (
+        device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and all(hasattr(torch.ops.mkldnn, name) for name in operators)
+    )
+
+
+def prepare_layers(text: nn.Module, *, prepack: bool = True) -> tuple[Layer, ...]:
+    """The tower's blocks as `Layer`s. Ask `why_not` first.
+
+    Args:
+        text: open_clip's CLIP or TextTransformer.
+        prepack: take oneDNN's prepacked linear layers where `can_prepack`: a fifth faster on the machines measured, and
+            GELU comes fused. They hold a second copy of the weights.
+    """
+    device = text.token_embedding.weight.device
+    linear = _prepacked if prepack and can_prepack(device) else _portable
+    with torch.no_grad():
+        return tuple(_layer(block, linear) for block in text.transformer.resblocks)
+
+
+def norm(module: nn.LayerNorm) -> Rows:
+    """A LayerNorm as a function of float32 rows."""
+    return partial(
+        F.layer_norm,
+        normalized_shape=module.normalized_shape,
+        weight=module.weight.detach() if module.weight is not None else None,
+        bias=module.bias.detach() if module.bias is not None else None,
+        eps=module.eps,
+    )
+
+
+_Linear = Callable[[Tensor, Tensor | None, str], Rows]
+"""Makes `x -> activation(x @ weight.T + bias)` of a weight, a bias and the name of an activation ("" for none)."""
+
+
+def _layer(block: nn.Module, linear: _Linear) -> Layer:
+    attention = block.attn
+    width = attention.embed_dim
+    scale = torch.ones(3 * width, device=attention.in_proj_weight.device)
+    scale[:width] = attention.head_dim**-0.5
+    weight = attention.in_proj_weight * scale[:, None]
+    bias = None if attention.in_proj_bias is None else attention.in_proj_bias * scale
+    head, tail = (None, None) if bias is None else (bias[:width], bias[width:])
+    fc, activation, proj = block.mlp
+    quick = not isinstance(activation, nn.GELU)
+    slope = _QUICK if quick else 1.0
+    name = "silu" if quick else f"gelu-{activation.approximate}"
+    up = linear(fc.weight * slope, _times(fc.bias, slope), name)
+    gain_1, gain_2 = (getattr(part, "gamma", None) for part in (block.ls_1, block.ls_2))
+    down = linear(*_scaled(proj.weight / slope, proj.bias, gain_2), "")
+    return Layer(
+        norm_1=norm(block.ln_1),
+        qkv=linear(weight, bias, ""),
+        query=linear(weight[:width], head, ""),
+        key_value=linear(weight[width:], tail, ""),
+        out=linear(*_scaled(attention.out_proj.weight, attention.out_proj.bias, gain_1), ""),
+        norm_2=norm(block.ln_2),
+        mlp=lambda x: down(up(x)),
+    )
+
+
+def _times(bias: Tensor | None, factor: float) -> Tensor | None:
+    return None if bias is None else bias * factor
+
+
+def _scaled(weight: Tensor, bias: Tensor | None, gain: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A linear layer followed by LayerScale, as one linear layer."""
+    if gain is None:
+        return weight, bias
+    return weight * gain[:, None], None if bias is None else bias * gain
+
+
+def _portable(weight: Tensor, bias: Tensor | None, activation: str) -> Rows:
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
+    if activation == "silu":
+        return lambda x: F.silu(F.linear(x, weight, bias), inplace=True)
+    if activation:
+        approximate = activation.removeprefix("gelu-")
+        return lambda x: F.gelu(F.linear(x, weight, bias), approximate=approximate)
+    return lambda x: F.linear(x, weight, bias)
+
+
+def _prepacked(weight: Tensor, bias: Tensor | None, activation: str) -> Rows:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS_HINT)
+    bias = None if bias is None else bias.detach().contiguous()
+    operator = torch.ops.mkldnn._linear_pointwise
+    if activation == "silu":
+        return lambda x: operator(x, packed, bias, "swish", [], "")
+    if activation:
+        return lambda x: operator(x, packed, bias, "gelu", [], activation.removeprefix("gelu-"))
+    return lambda x: operator(x, packed, bias, "none", [], "")

@@ -1,0 +1,115 @@
+"""The searches, by name. Each is a table entry "module:Class" that is imported when first made.
+
+Knows nothing of boxes, tasks or budgets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from engine.core import Method
+from engine.errors import RecipeError, nearest
+
+METHODS: dict[str, str] = {
+    "momentum": "engine.search.descent:Momentum",
+    "cbbt": "engine.search.peers:Cbbt",
+    "spsa-gc": "engine.search.peers:SpsaGc",
+    "bar": "engine.search.peers:Bar",
+    "zip": "engine.search.peers:Zip",
+    "sharpzo": "engine.search.sharpness:SharpZo",
+    "bpt-vlm": "engine.search.sharpness:BptVlm",
+}
+"""Name -> "module:Class" of a frozen dataclass with `needs` and `start`."""
+
+FAMILY = "nevergrad"
+"""`nevergrad:NAME` is any optimizer of Nevergrad's registry."""
+
+
+def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
+    """A method by its name in `METHODS`, as `nevergrad:NAME`, or as `package.module:Class`, with its options.
+
+    Raises RecipeError for a name or an option that is unknown, or a value of the wrong type.
+
+    Example:
+        >>> make("momentum", {"k": 4, "radius": 0.1}).k
+        4
+    """
+    fixed: dict[str, Any] = {}
+    if name.startswith(f"{FAMILY}:"):
+        path, fixed = "engine.search.evolution:Nevergrad", {"name": name.partition(":")[2]}
+    elif name in METHODS:
+        path = METHODS[name]
+    elif ":" in name:
+        path = name
+    else:
+        hint = nearest(name, [*METHODS, f"{FAMILY}:CMA"])
+        raise RecipeError(
+            f"method {name!r} is unknown{hint}; there are {', '.join(METHODS)}, nevergrad:NAME and package.module:Class"
+        )
+    kind: Any = _resolve(name, path)
+    given = dict(options or {})
+    if not hasattr(kind, "__dataclass_fields__"):
+        if given:
+            raise RecipeError(f"method {name!r} takes no options, as it is not a dataclass; got {', '.join(given)}")
+        return typing.cast(Method, kind())
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init and f.name not in fixed}
+    for key, value in given.items():
+        if key not in fields:
+            known = ", ".join(fields) or "none"
+            raise RecipeError(f"method {name!r} has no option {key!r}{nearest(key, fields)}; its options are {known}")
+        given[key] = _checked(f"method {name!r}: {key}", value, fields[key])
+    return typing.cast(Method, kind(**fixed, **given))
+
+
+def describe() -> list[dict[str, Any]]:
+    """What `keyhole list methods` shows: name, a line, options with defaults, and what a box must give and accept."""
+    rows = []
+    for name, path in [*METHODS.items(), (f"{FAMILY}:NAME", "engine.search.evolution:Nevergrad")]:
+        kind = _resolve(name, path)
+        rows.append(
+            {
+                "name": name,
+                "about": (kind.__doc__ or "").strip().splitlines()[0],
+                "options": {
+                    f.name: f.default
+                    for f in dataclasses.fields(kind)
+                    if f.init and f.default is not dataclasses.MISSING
+                },
+                "gives": sorted(kind.needs.gives),
+                "accepts": sorted(kind.needs.accepts),
+                "table": kind.needs.table,
+            }
+        )
+    return rows
+
+
+def _resolve(name: str, path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RecipeError(
+            f"method {name!r} cannot be loaded: {error}; give a name of `keyhole list methods` or package.module:Class"
+        ) from error
+
+
+def _checked(what: str, value: Any, kind: Any) -> Any:
+    """The value as its field's type. Whole numbers pass for floats; nothing else is converted."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and type(None) in options:
+        return None
+    for each in options:
+        if each is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(each, type) and isinstance(value, each) and isinstance(value, bool) == (each is bool):
+            return value
+        if not isinstance(each, type):
+            return value
+    names = " or ".join("nothing" if each is type(None) else each.__name__ for each in options)
+    raise RecipeError(f"{what}={value!r} is of type {type(value).__name__}; it must be {names}")

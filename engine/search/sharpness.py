@@ -1,0 +1,251 @@
+"""Methods built round a full CMA-ES: `bpt-vlm`, and `sharpzo`, which shifts its samples uphill and then descends.
+
+Each is written as a script: a generator that yields candidates `(n, d)` and is sent back their `(n,)` losses. Replies
+may arrive in any number of parts; a search is restored by running its script again on the losses that it was told.
+
+Knows nothing of what theta means; a random projection, where a paper has one, is chosen with the prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine import noise
+from engine.core import Array, Feedback, Needs
+from engine.errors import ArtifactError, RecipeError, nearest
+
+Script = Generator[Array, Array, None]
+"""Yields candidates `(n, d)`, receives their losses `(n,)`, NaN where one failed. It never ends of itself."""
+
+
+class ScriptSearch:
+    """A running script. theta = 0 is asked first; what is recommended is the best candidate evaluated."""
+
+    def __init__(self, script: Callable[[float], Script], dim: int) -> None:
+        """`script` is called with the loss of theta = 0."""
+        self._script, self._dim = script, dim
+        self._begin()
+
+    def _begin(self) -> None:
+        self._running: Script | None = None
+        self._queue = np.zeros((1, self._dim))
+        self._losses: list[float] = []
+        self._answered = 0
+        self._digest = hashlib.sha256()
+        self._best_theta, self._best_loss = np.zeros(self._dim, np.float32), math.inf
+
+    def ask(self, limit: int) -> Array:
+        if limit < 1:
+            raise ValueError(f"{limit=}: a search can only be asked for at least one candidate")
+        return self._queue[self._answered :][:limit].astype(np.float32)
+
+    def tell(self, thetas: Array, feedback: Feedback) -> None:
+        losses = np.asarray(feedback.losses, dtype=np.float64)
+        losses = np.where(np.isfinite(losses), losses, np.nan)
+        for theta, loss in zip(np.ascontiguousarray(thetas, dtype=np.float32), losses, strict=True):
+            self._digest.update(theta.tobytes())
+            self._losses.append(float(loss))
+            if loss < self._best_loss:
+                self._best_theta, self._best_loss = theta.copy(), float(loss)
+        self._answered += len(losses)
+        if self._answered == len(self._queue):
+            told = np.array(self._losses[-self._answered :])
+            if self._running is None:
+                self._running = self._script(float(told[0]))
+                self._queue = next(self._running)
+            else:
+                self._queue = self._running.send(told)
+            self._answered = 0
+
+    def recommend(self) -> Array:
+        return self._best_theta.copy()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": np.array(self._losses, dtype=np.float64), "asked": self._digest.hexdigest()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._begin()
+        losses = np.asarray(state["losses"], dtype=np.float64)
+        while len(self._losses) < len(losses):
+            done = len(self._losses)
+            thetas = self.ask(len(losses) - done)
+            self.tell(thetas, Feedback(losses=losses[done : done + len(thetas)]))
+        if self._digest.hexdigest() != str(state["asked"]):
+            raise ArtifactError(
+                "this search asks for other candidates than when its state was saved; resume with the same method, "
+                "seed and versions of cma and numpy, or start anew"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BptVlm:
+    """BPT-VLM: full CMA-ES from theta = 0 with a population of 30 and standard deviation 1.
+
+    Yu et al., Black-box Prompt Tuning for Vision-Language Model as a Service, IJCAI 2023. Meant for a random projection
+    (`prompt.subspace`) whose coordinates are of unit scale.
+    """
+
+    popsize: int = 30
+    sigma: float = 1.0
+    """Initial standard deviation, in units of theta."""
+
+    needs = Needs()
+
+    def __post_init__(self) -> None:
+        _check_population(self.popsize, self.sigma)
+
+    def start(self, dim: int, budget: float, seed: int) -> ScriptSearch:
+        return ScriptSearch(lambda _: self._run(dim, seed), dim)
+
+    def _run(self, dim: int, seed: int) -> Script:
+        cma = _cma(dim, self.sigma, self.popsize, seed)
+        while True:
+            samples = cma.ask()
+            losses = yield np.stack(samples)
+            cma.tell(samples, _finite(losses))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharpZo:
+    """SharpZO: CMA-ES on losses at samples shifted uphill (sharpness-aware), then sparse two-point descent.
+
+    Yang et al., SharpZO, NeurIPS 2025, arXiv 2506.20990.
+    Stage 1, each generation: ghat_i = (f(w + mu e_i) - f(w - mu e_i)) / (2 mu) for all i at the CMA mean w,
+    eps* = rho ghat / |ghat|; evaluate x + eps*, tell CMA the x. That is 2d evaluations beside `popsize`.
+    Stage 2, from the mean: ghat = [(f(w + mu Om.u) - f(w - mu Om.u)) / (2 mu)] Om.u, u Gaussian, w <- w - eta ghat;
+    the mask Om keeps the share 1 - `prune` of coordinates with the largest w^2 z(ghat^2), z standardised.
+    """
+
+    popsize: int = 40
+    sigma: float = 0.4
+    """Initial standard deviation in raw units; the paper takes 0.1 to 1 by data set."""
+    rho: float = 0.1
+    """Length of the step uphill in raw units."""
+    mu: float = 1e-3
+    """Probe size of both stages in raw units, per coordinate."""
+    switch: float = 0.5
+    """Share of the budget for stage 1; the paper's, counted in evaluations, is 0.43 to 0.79 by data set."""
+    refresh: int = 1
+    """Generations that share a coordinate gradient; the paper takes a new one for each."""
+    eta: float = 1e-3
+    prune: float = 0.5
+    prune_every: int = 200
+    """Steps of stage 2 between masks. The first comes from the last gradient of stage 1; each other costs 2d."""
+    pairs: str = "sgd"
+    """`sgd`: the paper's. `accumulate`: the released code's, whose gradients are summed and never cleared."""
+    unit: float = 1.0
+    """One unit of theta in raw units: 1 on the paper's Gaussian projection, sigma of the embedding in full space."""
+
+    needs = Needs()
+
+    def __post_init__(self) -> None:
+        _check_population(self.popsize, self.sigma)
+        if self.pairs not in ("sgd", "accumulate"):
+            hint = nearest(self.pairs, ("sgd", "accumulate"))
+            raise RecipeError(f"pairs={self.pairs!r} is unknown{hint}; give 'sgd' or 'accumulate'")
+        for name in ("switch", "prune"):
+            if not 0 <= getattr(self, name) < 1:
+                raise RecipeError(f"{name}={getattr(self, name)} is no share; give a number in [0, 1)")
+        if min(self.refresh, self.prune_every) < 1:
+            raise RecipeError(f"refresh={self.refresh}, prune_every={self.prune_every}: give at least 1")
+        if min(self.mu, self.unit) <= 0:
+            raise RecipeError(f"mu={self.mu}, unit={self.unit}: give positive numbers")
+
+    def start(self, dim: int, budget: float, seed: int) -> ScriptSearch:
+        return ScriptSearch(lambda loss: self._run(dim, budget, seed), dim)
+
+    def _run(self, dim: int, budget: float, seed: int) -> Script:
+        mean, slope, spent = yield from self._warm_start(dim, budget, seed)
+        yield from self._descend(mean, slope, budget - spent, seed)
+
+    def _warm_start(self, dim: int, budget: float, seed: int) -> Generator[Array, Array, tuple[Array, Array, int]]:
+        """Stage 1 (eq. 5). Returns the CMA mean, the last coordinate gradient and the evaluations spent."""
+        cma = _cma(dim, self.sigma / self.unit, self.popsize, seed)
+        mean, slope, spent, generation = np.zeros(dim), np.zeros(dim), 1, 0
+        while True:
+            # A generation that would overrun the stage is not begun.
+            cost = self.popsize + (2 * dim if generation % self.refresh == 0 else 0)
+            if spent + cost > self.switch * budget:
+                return mean, slope, spent
+            if generation % self.refresh == 0:
+                slope = yield from self._coordinates(mean)
+            samples = cma.ask()
+            uphill = self.rho / self.unit * slope / (float(np.linalg.norm(slope)) or 1.0)
+            losses = yield np.stack(samples) + uphill
+            cma.tell(samples, _finite(losses))
+            mean = np.array(cma.mean)
+            spent += cost
+            generation += 1
+
+    def _descend(self, theta: Array, slope: Array, budget: float, seed: int) -> Script:
+        """Stage 2 (eq. 6)."""
+        left, total = budget, np.zeros(len(theta))
+        step = 0
+        while True:
+            if step and step % self.prune_every == 0 and left >= 4 * len(theta):
+                slope = yield from self._coordinates(theta)
+                left -= 2 * len(theta)
+            if step % self.prune_every == 0:
+                mask = self._mask(theta, slope)
+            u = noise.rng(seed, step, noise.Purpose.PROBES).standard_normal(len(theta)) * mask
+            probe = self.mu / self.unit * u
+            up, down = yield np.stack([theta + probe, theta - probe])
+            left -= 2
+            # In raw units the slope is (up - down) / (2 mu); a raw step is divided by the unit.
+            gradient = (up - down) / (2 * self.mu) * u if math.isfinite(up - down) else np.zeros(len(theta))
+            total = total + gradient if self.pairs == "accumulate" else gradient
+            theta = theta - self.eta / self.unit * total
+            step += 1
+
+    def _coordinates(self, theta: Array) -> Generator[Array, Array, Array]:
+        """The coordinate gradient, in raw units; 0 where a probe failed."""
+        probes = self.mu / self.unit * np.eye(len(theta))
+        losses = yield np.concatenate([theta + probes, theta - probes])
+        up, down = losses.reshape(2, -1)
+        return np.nan_to_num((up - down) / (2 * self.mu))
+
+    def _mask(self, theta: Array, slope: Array) -> Array:
+        """1 on the coordinates kept; all where nothing is known of the slope, or theta has not moved."""
+        squares = slope**2
+        if not squares.std() > 0 or not theta.any():
+            return np.ones(len(theta))
+        merit = theta**2 * (squares - squares.mean()) / squares.std()
+        kept = np.argsort(-merit, kind="stable")[: max(1, round(len(theta) * (1 - self.prune)))]
+        mask = np.zeros(len(theta))
+        mask[kept] = 1.0
+        return mask
+
+
+def _cma(dim: int, sigma: float, popsize: int, seed: int) -> Any:
+    """pycma's full CMA-ES from 0, on a random state of its own."""
+    import cma
+
+    words = noise.rng(seed, 0, noise.Purpose.OPTIMIZER).integers(0, 2**32, 8, dtype=np.uint32)
+    options = {
+        "popsize": popsize,
+        "randn": np.random.RandomState(words).randn,
+        "seed": math.nan,
+        "verbose": -9,
+        "CMA_diagonal": False,
+    }
+    return cma.CMAEvolutionStrategy(np.zeros(dim), sigma, options)
+
+
+def _finite(losses: Array) -> list[float]:
+    """Losses with failures told as the worst of the generation plus 1."""
+    good = losses[np.isfinite(losses)]
+    worst = float(good.max()) + 1.0 if len(good) else 1.0
+    return [float(loss) for loss in np.where(np.isfinite(losses), losses, worst)]
+
+
+def _check_population(popsize: int, sigma: float) -> None:
+    if popsize < 4:
+        raise RecipeError(f"popsize={popsize} is too small for CMA-ES; give at least 4")
+    if not (sigma > 0 and math.isfinite(sigma)):
+        raise RecipeError(f"sigma={sigma} is no initial scale; give a positive number")

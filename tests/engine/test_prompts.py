@@ -1,0 +1,132 @@
+"""Prompts: the contract of every parametrization, and what is particular to text contexts and subspaces."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.core import BoxSpec, TextSpec
+from engine.errors import RecipeError, RefusedError
+from engine.prompts import PROMPTS, make_prompt
+from engine.prompts.subspaces import random_projection
+from engine.prompts.text import TextContext
+
+M, W = 4, 6
+TEMPLATE = np.random.default_rng(0).normal(size=(M, W)).astype(np.float32)
+SPEC = BoxSpec(
+    uri="test:",
+    gives=frozenset({"features"}),
+    accepts=frozenset({"context"}),
+    classes=("a", "b"),
+    template="one two three four {}",
+    image_size=8,
+    text=TextSpec(context=TEMPLATE, sigma=0.25),
+)
+
+every_prompt = pytest.mark.parametrize("name", PROMPTS)
+every_subspace = pytest.mark.parametrize("subspace", ["full", "random:3"])
+
+
+@every_prompt
+@every_subspace
+def test_theta_zero_is_the_template_to_the_bit(name, subspace):
+    prompt = make_prompt(name, SPEC, subspace=subspace)
+    decoded = prompt.decode(np.zeros((2, prompt.dim), np.float32))
+    assert len(decoded) == 2 and decoded.needs() <= SPEC.accepts
+    assert decoded.context.dtype == np.float32
+    for context in decoded.context:
+        np.testing.assert_array_equal(context, TEMPLATE)
+
+
+@every_prompt
+@every_subspace
+def test_decoding_is_pure_and_the_same_alone_or_in_a_stack(name, subspace):
+    prompt = make_prompt(name, SPEC, subspace=subspace)
+    thetas = np.random.default_rng(1).normal(size=(5, prompt.dim)).astype(np.float32)
+    kept = thetas.copy()
+    stack = prompt.decode(thetas).context
+    np.testing.assert_array_equal(thetas, kept)
+    np.testing.assert_array_equal(stack, prompt.decode(thetas).context)
+    for row in range(5):
+        np.testing.assert_array_equal(prompt.decode(thetas[row : row + 1]).context[0], stack[row])
+
+
+@every_prompt
+@every_subspace
+def test_survives_pickle_and_is_the_same_in_another_process(name, subspace):
+    prompt = make_prompt(name, SPEC, subspace=subspace, seed=7)
+    thetas = np.ones((1, prompt.dim), np.float32)
+    expected = prompt.decode(thetas).context
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(prompt)).decode(thetas).context, expected)
+    again = make_prompt(name, SPEC, subspace=subspace, seed=7)
+    np.testing.assert_array_equal(again.decode(thetas).context, expected)
+
+
+@every_prompt
+@pytest.mark.parametrize("shape", [(3,), (2, 5), (1, 1, M * W)])
+def test_a_wrong_shape_names_both_shapes(name, shape):
+    prompt = make_prompt(name, SPEC)
+    with pytest.raises(ValueError, match=rf"{shape}.*P, {prompt.dim}".replace("(", r"\(").replace(")", r"\)")):
+        prompt.decode(np.zeros(shape, np.float32))
+
+
+def test_one_unit_of_theta_is_one_sigma():
+    prompt = make_prompt("text", SPEC)
+    theta = np.arange(M * W, dtype=np.float32)
+    moved = prompt.decode(theta[None]).context[0] - TEMPLATE
+    np.testing.assert_allclose(moved, 0.25 * theta.reshape(M, W), atol=1e-6)
+
+
+def test_a_projection_moves_the_context_as_far_as_no_projection():
+    text = TextSpec(context=np.zeros((16, 512), np.float32), sigma=0.02)
+    spec = BoxSpec(**{**{f: getattr(SPEC, f) for f in SPEC.__dataclass_fields__}, "text": text})
+    for subspace in ("full", "random:20", "random:400"):
+        prompt = make_prompt("text", spec, subspace=subspace)
+        thetas = np.random.default_rng(0).normal(size=(8, prompt.dim)).astype(np.float32)
+        assert np.sqrt(np.mean(prompt.decode(thetas).context ** 2)) == pytest.approx(0.02, rel=0.25)
+
+
+def test_projections_depend_on_the_seed_alone():
+    np.testing.assert_array_equal(random_projection(3, 24, seed=5), random_projection(3, 24, seed=5))
+    assert np.abs(random_projection(3, 24, seed=5) - random_projection(3, 24, seed=6)).max() > 0.1
+    assert random_projection(3, 24, seed=5).dtype == np.float32
+
+
+@given(tokens=st.integers(1, 11))
+def test_another_number_of_tokens_keeps_the_last_words_last(tokens):
+    origin = make_prompt("text", SPEC, tokens=tokens).decode(np.zeros((1, tokens * W), np.float32)).context[0]
+    assert origin.shape == (tokens, W)
+    for back in range(1, tokens + 1):
+        np.testing.assert_array_equal(origin[-back], TEMPLATE[-1 - (back - 1) % M])
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(RecipeError, match="did you mean 'text'"):
+        make_prompt("texts", SPEC)
+    with pytest.raises(RecipeError, match="nowhere"):
+        make_prompt("nowhere:prompt", SPEC)
+    with pytest.raises(RecipeError, match="tokens=0"):
+        make_prompt("text", SPEC, tokens=0)
+    for subspace in ("random", "random:0", f"random:{M * W + 1}", "random:x", "randon:3", "full:3", "random:-1"):
+        with pytest.raises(RecipeError, match=subspace):
+            make_prompt("text", SPEC, subspace=subspace)
+
+
+def test_a_box_that_takes_no_context_is_refused():
+    spec = BoxSpec(
+        uri="words-only:",
+        gives=frozenset({"labels"}),
+        accepts=frozenset({"words"}),
+        classes=("a",),
+        template="{}",
+        image_size=8,
+    )
+    with pytest.raises(RefusedError, match="words-only.*accepts words"):
+        make_prompt("text", spec)
+
+
+def test_a_parametrization_of_ones_own():
+    made = make_prompt("engine.prompts.text:text_context", SPEC)
+    assert isinstance(made, TextContext) and made.dim == M * W

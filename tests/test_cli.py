@@ -1,0 +1,196 @@
+"""The command line as a user runs it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from keyhole import main
+
+SMALL = ("tune", "--task", "toy:", "--box", "toy:", "--method", "momentum", "--budget", "60", "--seed", "3")
+TIMES = {"seconds", "workers", "retries", "duplicates", "bytes", "fingerprint"}
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    """The command line in this process: exit code, stdout, stderr."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return ended.value.code or 0, out, err
+
+
+def facts(folder):
+    """What "the same bits" covers: the prompt, and history and result without times, retries and worker counts."""
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    result = json.loads((folder / "result.json").read_text())
+    return (
+        (folder / "artifact" / "prompt.safetensors").read_bytes(),
+        [{key: value for key, value in line.items() if key not in TIMES} for line in history],
+        {key: value for key, value in result.items() if key not in TIMES},
+        result["fingerprint"]["canary"],
+    )
+
+
+def test_tune_then_eval(tmp_path, capsys):
+    code, out, _ = run(capsys, *SMALL, "--out", str(tmp_path / "run"), "--json")
+    result = json.loads(out)
+    assert code == 0 and result["evaluations"] <= 60 and result == json.loads((tmp_path / "run/result.json").read_text())
+    assert result["accuracy"] > result["zero_shot_accuracy"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "artifact", "checkpoint", "history.jsonl", "recipe.yaml", "result.json",
+    ]  # fmt: skip
+    code, out, _ = run(capsys, "eval", str(tmp_path / "run"), "--json")
+    assert json.loads(out)["accuracy"] == result["accuracy"]
+    assert json.loads(out)["zero_shot_accuracy"] == result["zero_shot_accuracy"]
+
+
+def test_result_has_every_field_of_the_contract(tmp_path, capsys):
+    _, out, _ = run(capsys, *SMALL, "--out", str(tmp_path / "run"), "--json")
+    fields = (
+        "task box method prompt head shots seed budget evaluations pairs test_pairs sequences image_encodes retries "
+        "duplicates bytes cost zero_shot_accuracy accuracy val_accuracy train_loss base_accuracy new_accuracy seconds "
+        "workers fingerprint version"
+    )
+    assert set(json.loads(out)) == set(fields.split())
+
+
+@pytest.mark.parametrize("method", ["zero-shot", "head:linear", "nevergrad:DiagonalCMA"])
+def test_other_methods_leave_the_same_folder(tmp_path, capsys, method):
+    folder = str(tmp_path / "run")
+    code, out, err = run(capsys, *SMALL[:5], "--method", method, "--budget", "30", "--out", folder, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["evaluations"] <= 30
+    assert json.loads(run(capsys, "eval", folder, "--json")[1])["accuracy"] == result["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--method", "momentun"), "did you mean 'momentum'"),
+        (("--method", "nevergrad:Diagonal"), "nevergrad"),
+        (("--method", "head:liner"), "did you mean 'head:linear'"),
+        (("--budget", "-5"), "budget=-5"),
+        (("--budget", "0.5"), "allow more"),
+        (("--shots", "5000"), "5000"),
+        (("--task", "mini:digit"), "digits"),
+        (("--box", "tooy:"), "did you mean 'toy'"),
+        (("--box", "open_clip:ViT-B-32,/no/such/weights.safetensors"), "weights.safetensors"),
+        (("--out", "/proc/nowhere/run"), "cannot be written"),
+        (("--workers", "-2"), "workers=-2"),
+        (("bugdet=5",), "unknown recipe key 'bugdet', did you mean 'budget'"),
+        (("method.radios=5",), "did you mean 'radius'"),
+        (("no-such-recipe.yaml",), "cannot be read"),
+        (("--frobnicate",), "No such option"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(tmp_path, capsys, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *SMALL[:5], *arguments)
+    assert code == 2 and not out
+    assert words in err and err.startswith("error: ") and err.count("\n") == 1, err
+    code, out, err = run(capsys, *SMALL[:5], *arguments, "--json")
+    assert code == 2 and words in json.loads(out)["error"]
+
+
+def test_a_begun_run_is_not_overwritten(tmp_path, capsys):
+    run(capsys, *SMALL, "--out", str(tmp_path / "run"))
+    code, _, err = run(capsys, *SMALL, "--out", str(tmp_path / "run"))
+    assert code == 2 and "it is finished" in err
+    code, out, _ = run(capsys, "tune", "--resume", str(tmp_path / "run"), "--json")
+    assert code == 0 and json.loads(out)["seed"] == 3
+
+
+def test_plan_sends_nothing_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, *SMALL, "--plan", "--json")
+    plan = json.loads(out)
+    assert code == 0 and plan["evaluations"] == 60 and plan["pairs"] == 60 * plan["training_images"]
+    assert plan["images_go_to"] == "this cluster only" and not list(tmp_path.iterdir())
+
+
+def test_lists_and_doctor(capsys):
+    assert "momentum" in run(capsys, "list", "methods")[1]
+    assert {row["name"] for row in json.loads(run(capsys, "list", "tasks", "--json")[1])} >= {"mini:digits", "toy:"}
+    assert "text" in run(capsys, "list", "prompts")[1] and "open_clip:" in run(capsys, "list", "boxes")[1]
+    code, out, _ = run(capsys, "doctor", "--box", "mini:resnet", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["healthy"] and "context" in found["accepts"] and found["mini:resnet"].startswith("whole")
+
+
+def start(tmp_path, *arguments: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "keyhole", *arguments],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for(condition, process, seconds=90):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not condition():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    assert condition()
+
+
+LONG = ("--task", "toy:", "--box", "toy:", "--seed", "3", "checkpoint_s=0.01")
+
+
+@pytest.mark.parametrize("method", ["momentum", "nevergrad:DiagonalCMA"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, capsys, method, number):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    settings = ("--method", method, "--budget", "1500", *LONG)
+    process = start(tmp_path, "tune", *settings, "--out", str(broken))
+    history = broken / "history.jsonl"
+    wait_for(lambda: history.exists() and history.read_text().count("\n") > 20, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert not (broken / "result.json").exists(), "the run ended before it could be interrupted"
+    if number != signal.SIGKILL:
+        assert process.returncode == 130 and "--resume" in err
+    assert run(capsys, "tune", "--resume", str(broken))[0] == 0
+    assert run(capsys, "tune", *settings, "--out", str(whole))[0] == 0
+    assert facts(broken) == facts(whole)
+
+
+@pytest.mark.ray
+def test_the_same_bits_for_any_workers_and_after_a_kill(tmp_path, capsys, ray_local):
+    """ARCHITECTURE.md's promise, on the embedded model: workers 0, 1, 2, 3, and 2 with one killed in the middle."""
+    from tuning.recipe import make_recipe
+    from tuning.run import Tuning
+
+    def tuned(name: str, workers: int, kill: bool = False):
+        recipe = make_recipe({"method": "momentum", "budget": 60, "workers": workers, "shots": 4, "pool": {"chunk": 1}})
+        tuning = Tuning(recipe, tmp_path / name)
+        for step in tuning:
+            if kill and step.step == 5:
+                os.kill(worker_pids(ray_local)[0], signal.SIGKILL)
+        return facts(tmp_path / name), tuning.result["retries"]
+
+    expected, _ = tuned("serial", 0)
+    for workers in (1, 2, 3):
+        assert tuned(f"ray{workers}", workers)[0] == expected
+    after, retries = tuned("killed", 2, kill=True)
+    assert after == expected and retries >= 1
+
+
+def worker_pids(ray) -> list[int]:
+    """Processes of the live `_Worker` actors of this session."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                command = file.read()
+        except OSError:
+            continue
+        if command.startswith(b"ray::_Worker"):
+            found.append(int(pid))
+    return found

@@ -163,13 +163,20 @@ def list_command(what: str, as_json: bool) -> None:
     """What there is to choose from."""
     from tuning import catalogue
 
-    rows = {"methods": catalogue.methods, "prompts": catalogue.prompt_kinds, "tasks": catalogue.task_uris, "boxes": catalogue.box_uris}[what]()
+    rows = {
+        "methods": catalogue.methods,
+        "prompts": catalogue.prompt_kinds,
+        "tasks": catalogue.task_uris,
+        "boxes": catalogue.box_uris,
+    }[what]()
     if as_json:
         click.echo(json.dumps(rows))
         return
     widths = [max(len(str(row[key])) for row in rows) for key in rows[0]]
     for row in rows:
-        click.echo("  ".join(str(value).ljust(width) for value, width in zip(row.values(), widths, strict=True)).rstrip())
+        click.echo(
+            "  ".join(str(value).ljust(width) for value, width in zip(row.values(), widths, strict=True)).rstrip()
+        )
 
 
 @cli.command("doctor")
@@ -185,24 +192,17 @@ def doctor_command(box: str | None, as_json: bool) -> None:
         raise click.exceptions.Exit(3)
 
 
-@cli.group("bench")
-def bench_group() -> None:
-    """Remake the numbers of docs/benchmarks.md."""
+BENCHES = {"tasks": "bench.admission", "evaluate": "bench.evaluate", "search": "bench.search"}
 
 
-@bench_group.command("tasks")
-@click.option("--box", default="mini:resnet", show_default=True)
-@click.option("--tasks", default=None, help="Comma-separated; default: all embedded tasks.")
-@click.option("--seeds", default="1,2,3", show_default=True)
-@as_json
-def bench_tasks(box: str, tasks: str | None, seeds: str, as_json: bool) -> None:
-    """The rule of admission: is there something to tune in each embedded task?"""
-    from bench import admission
+@cli.command("bench", context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("what", type=click.Choice(list(BENCHES)))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench_command(what: str, arguments: tuple[str, ...]) -> None:
+    """Remake the numbers of docs/benchmarks.md (`keyhole bench tasks --help` for the settings of one)."""
+    import importlib
 
-    found = admission.run(
-        tasks.split(",") if tasks else None, box=box, seeds=tuple(int(seed) for seed in seeds.split(","))
-    )
-    click.echo(json.dumps(found) if as_json else admission.table(found))
+    raise click.exceptions.Exit(importlib.import_module(BENCHES[what]).main(arguments))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -100,9 +100,7 @@ class Work:
     image_encodes: int = 0
 
     def __add__(self, other: Work) -> Work:
-        return Work(
-            sequences=self.sequences + other.sequences, image_encodes=self.image_encodes + other.image_encodes
-        )
+        return Work(sequences=self.sequences + other.sequences, image_encodes=self.image_encodes + other.image_encodes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,9 +304,7 @@ class Evaluator(Protocol):
 
     workers: int
 
-    def evaluate(
-        self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False
-    ) -> Reply:
+    def evaluate(self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False) -> Reply:
         """Losses of `(P, d)` candidates on these rows of a split, train, val or test (None: all rows)."""
         ...
 

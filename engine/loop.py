@@ -100,7 +100,8 @@ def steps(
         labels: `(N,)` training labels, told with the table.
         resume: the state of an earlier `Step`.
 
-    Raises BudgetError for a budget that does not cover the template, ArtifactError for a state of another shape, BoxError when theta = 0 itself cannot be evaluated.
+    Raises BudgetError for a budget that does not cover the template, ArtifactError for a state of another shape,
+    BoxError when theta = 0 itself cannot be evaluated.
     """
     least = ledger.images + (0 if free_looks else num_val)
     if ledger.budget * ledger.images < least:

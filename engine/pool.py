@@ -49,9 +49,7 @@ class Serial:
         self.problem = Problem(spec)
         self.describe = self.problem.describe
 
-    def evaluate(
-        self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False
-    ) -> Reply:
+    def evaluate(self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False) -> Reply:
         """Losses of `(P, d)` candidates on these rows of a split (None: all)."""
         return join([self.problem.evaluate(part, rows, split, table) for part in _chunks(thetas, self.chunk)])
 
@@ -153,9 +151,7 @@ class RayPool:
             self.close()
             raise
 
-    def evaluate(
-        self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False
-    ) -> Reply:
+    def evaluate(self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False) -> Reply:
         """Losses of `(P, d)` candidates on these rows of a split (None: all)."""
         jobs = [_Job(("evaluate", part, rows, split, table)) for part in _chunks(thetas, self.chunk)]
         retries, duplicates = self._dispatch(jobs)
@@ -280,7 +276,7 @@ class RayPool:
         if any(job.tries >= ATTEMPTS for job in again):
             raise BoxError(
                 f"{ATTEMPTS} workers in a row were lost, or gave no answer within {self.timeout_s:g} s, on the same "
-                "chunk; is there enough memory for each worker? Try fewer workers, a smaller chunk, or a longer timeout_s"
+                "chunk; is there memory enough for each? Try fewer workers, a smaller chunk or a longer pool.timeout_s"
             )
         log.warning("a worker was lost or late: %d of its calls go to others, a new one takes its place", len(again))
         self._hire()
@@ -290,7 +286,9 @@ class RayPool:
         """Near a step's end, give what is very late to an idle worker as well."""
         idle = [actor for actor, load in self._load.items() if load == 0 and actor not in self._opening]
         now = time.monotonic()
-        late = [f.job for f in self._flying.values() if now - f.sent > STRAGGLER_S and f.job.copies == 1 and not f.job.done]
+        late = [
+            f.job for f in self._flying.values() if now - f.sent > STRAGGLER_S and f.job.copies == 1 and not f.job.done
+        ]
         for actor, job in zip(idle, late, strict=False):
             self._send(actor, job)
         return min(len(idle), len(late))
@@ -315,7 +313,7 @@ def _connect(workers: int, cpus: float) -> tuple[Any, bool]:
     if ray.is_initialized():
         return ray, False
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level="error")
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return ray, False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     wanted = max(os.cpu_count() or 1, int(np.ceil(workers * cpus)))
@@ -324,7 +322,7 @@ def _connect(workers: int, cpus: float) -> tuple[Any, bool]:
         num_cpus=wanted,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
         object_store_memory=OBJECT_STORE_BYTES,
     )
     return ray, True

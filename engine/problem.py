@@ -87,9 +87,7 @@ class Problem:
         """The box's own outputs."""
         return self.box.answer(prompts, self.staged(split), rows)
 
-    def evaluate(
-        self, thetas: Array, rows: Array | None = None, split: str = "train", table: bool = False
-    ) -> Reply:
+    def evaluate(self, thetas: Array, rows: Array | None = None, split: str = "train", table: bool = False) -> Reply:
         """Losses of `(P, d)` candidates on these rows of a split (None: all); NaN where an answer is not finite."""
         if rows is None:
             rows = np.arange(len(self.spec.splits[split]))

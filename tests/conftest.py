@@ -32,18 +32,3 @@ def ray_local():
     )
     yield ray
     ray.shutdown()
-
-
-@pytest.fixture
-def run_cli(tmp_path):
-    """Run the command line in a process of its own, as a user would: (exit code, stdout, stderr)."""
-    import subprocess
-    import sys
-
-    def run(*arguments: str, timeout: float = 240) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "keyhole", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=timeout
-        )
-        return done.returncode, done.stdout, done.stderr
-
-    return run

@@ -40,7 +40,9 @@ def facts(folder):
 def test_tune_then_eval(tmp_path, capsys):
     code, out, _ = run(capsys, *SMALL, "--out", str(tmp_path / "run"), "--json")
     result = json.loads(out)
-    assert code == 0 and result["evaluations"] <= 60 and result == json.loads((tmp_path / "run/result.json").read_text())
+    assert (
+        code == 0 and result["evaluations"] <= 60 and result == json.loads((tmp_path / "run/result.json").read_text())
+    )
     assert result["accuracy"] > result["zero_shot_accuracy"]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "artifact", "checkpoint", "history.jsonl", "recipe.yaml", "result.json",

@@ -18,7 +18,10 @@ def methods() -> list[dict[str, str]]:
     return [
         *searched,
         {"name": "zero-shot", "needs": "anything", "what": "The template itself."},
-        *({"name": f"head:{name}", "needs": "features", "what": "A head on returned features."} for name in heads.HEADS),
+        *(
+            {"name": f"head:{name}", "needs": "features", "what": "A head on returned features."}
+            for name in heads.HEADS
+        ),
         *(
             {"name": f"ceiling:{name}", "needs": "a local model", "what": "White-box reference, for reports only."}
             for name in queryless.CEILINGS

@@ -13,7 +13,17 @@ from typing import Any
 
 from engine.errors import KeyholeError
 
-PACKAGES = ("torch", "torchvision", "open_clip_torch", "ray", "nevergrad", "numpy", "scikit-learn", "pillow", "safetensors")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "ray",
+    "nevergrad",
+    "numpy",
+    "scikit-learn",
+    "pillow",
+    "safetensors",
+)
 
 
 def examine(box_uri: str | None = None) -> dict[str, Any]:

@@ -277,7 +277,7 @@ class Tuning:
             "head": outcome.head,
             "ledger": self.ledger.counts(),
             "metrics": {name: result[name] for name in keep},
-            "contains": {"features_of_training_images": outcome.holds_training_data, "labels": outcome.holds_training_data},
+            "contains": dict.fromkeys(("training_features", "training_labels"), outcome.holds_training_data),
             "licence": {"artifact": None, "box": None, "data": None},
         }  # fmt: skip
 

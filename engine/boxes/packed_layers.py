@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class Layer:
     mlp: Rows
 
 
-def why_not(text: nn.Module) -> str:
+def why_not(text: Any) -> str:
     """Why this text tower cannot be evaluated with a shared prefix, in words; "" where it can.
 
     Shared prefixes need a causal mask, pooling at the end token, and blocks whose every part is known here.
@@ -93,7 +94,7 @@ def can_prepack(device: torch.device) -> bool:
     )
 
 
-def prepare_layers(text: nn.Module, *, prepack: bool = True) -> tuple[Layer, ...]:
+def prepare_layers(text: Any, *, prepack: bool = True) -> tuple[Layer, ...]:
     """The tower's blocks as `Layer`s. Ask `why_not` first.
 
     Args:
@@ -122,7 +123,7 @@ _Linear = Callable[[Tensor, Tensor | None, str], Rows]
 """Makes `x -> activation(x @ weight.T + bias)` of a weight, a bias and the name of an activation ("" for none)."""
 
 
-def _layer(block: nn.Module, linear: _Linear) -> Layer:
+def _layer(block: Any, linear: _Linear) -> Layer:
     attention = block.attn
     width = attention.embed_dim
     scale = torch.ones(3 * width, device=attention.in_proj_weight.device)

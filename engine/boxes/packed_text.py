@@ -6,9 +6,9 @@ candidates. So a candidate costs M + S tokens, S the tokens of all names togethe
 only end tokens are pooled, so only they get queries, outputs and an MLP. The result is the plain forward's, to fp32
 rounding (a few 1e-7 on normalised features).
 
-Two passes: the contexts, which leaves their keys and values by layer, then the names. The rows of a pass over names are,
-for each length n, the `[g, c, n]` tokens of the c names of that length: every part that attention needs is a contiguous
-slice. Chunks follow from shapes alone, so the same P, M and classes give the same bits; a candidate in other company
+Two passes: the contexts, which leaves their keys and values by layer, then the names. The rows of a pass over names
+are, for each length n, the `[g, c, n]` tokens of the c names of that length: every part that attention needs is a
+contiguous slice. Chunks follow from shapes alone, so the same P, M and classes give the same bits; a candidate in other company
 agrees to rounding.
 
 Letters beyond the design's: g candidates of a chunk, h heads, d = W / h, n tokens of a name, c names of one length.
@@ -22,6 +22,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ class PackedText:
         prepack: see `packed_layers.prepare_layers`.
     """
 
-    def __init__(self, text: nn.Module, start: int, *, prepack: bool = True) -> None:
+    def __init__(self, text: Any, start: int, *, prepack: bool = True) -> None:
         self._layers = prepare_layers(text, prepack=prepack)
         self._num_heads = text.transformer.resblocks[0].attn.num_heads
         self._embedding = text.token_embedding.weight.detach()
@@ -150,7 +151,7 @@ class PackedText:
 
     def _start_key_values(self, start: int) -> KeyValues:
         """Of the start token, `(h, 1, d)` by layer. It sees only itself, so what it attends to is its own value."""
-        found = []
+        found: KeyValues = []
         x = self._embedding[start : start + 1] + self._positions[:1]
         for layer in self._layers:
             key_value = layer.key_value(layer.norm_1(x))
@@ -165,7 +166,7 @@ class PackedText:
         num, tokens, width = contexts.shape
         x = (contexts + self._positions[1 : 1 + tokens]).reshape(num * tokens, width)
         mask = torch.ones(tokens, 1 + tokens, dtype=torch.bool, device=x.device).tril(1)
-        found = []
+        found: KeyValues = []
         for layer, (start_keys, start_values) in zip(self._layers, self._start, strict=True):
             last = len(found) == len(self._layers) - 1
             normed = layer.norm_1(x)
@@ -237,7 +238,13 @@ class PackedText:
 
 
 def _attend(
-    query: Tensor, keys: Tensor, values: Tensor, prefix_keys: Tensor, prefix_values: Tensor, size: int, mask: Tensor | None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    prefix_keys: Tensor,
+    prefix_values: Tensor,
+    size: int,
+    mask: Tensor | None,
 ) -> Tensor:
     """Attention of c names to the prefix and each to itself, under one softmax.
 

@@ -58,7 +58,6 @@ class PromptTokens:
             rows.append(row + [self.pad] * (self.length - len(row)))
         return rows
 
-
     def only(self, indices: Sequence[int]) -> PromptTokens:
         """Some of the classes, in this order."""
         return replace(

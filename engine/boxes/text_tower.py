@@ -10,16 +10,17 @@ Knows nothing of images, of search, or of how contexts are parametrized.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from engine.boxes.packed_layers import why_not
 from engine.boxes.packed_text import PackedText, Plan
-from engine.boxes.prompt_tokens import PromptTokens, Tokenizer, tokenize_prompts
+from engine.boxes.prompt_tokens import PromptTokens, Tokenizer, split_template, tokenize_prompts
 from engine.errors import RecipeError, RefusedError
 
 PATHS = ("auto", "packed", "batched", "plain")
@@ -48,19 +49,19 @@ class TextTower:
     """
 
     path: str
-    """The way taken: "packed", "batched" or "plain"."""
+    """The way taken: "packed", "batched" or "plain"; "words" where the tower takes no contexts."""
     why: str
     """The reason, in words."""
     sequences: int
     """Text-tower sequences so far: C for each candidate, whatever the way."""
-    template_context: Tensor
-    """`(M, W)` float32, the template's own token vectors."""
+    template_context: Tensor | None
+    """`(M, W)` float32, the template's own token vectors; None where the tower takes words only."""
     sigma: float
     """Standard deviation of the entries of the token embedding (of the rows that the vocabulary names)."""
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         tokenizer: Tokenizer,
         classes: Sequence[str],
         template: str,
@@ -74,7 +75,7 @@ class TextTower:
         self.template = template
         self.sequences = 0
         self._model = model
-        self._text: nn.Module = getattr(model, "text", model)
+        self._text: Any = getattr(model, "text", model)
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
         self._length = _positions(self._text, tokenizer)
@@ -83,10 +84,10 @@ class TextTower:
         self._embedding = _token_embedding(self._text)
         weight = self._embedding.weight.detach()
         self.sigma = float((weight if vocabulary is None else weight[sorted(vocabulary)]).std())
-        self.template_context = self._words(self._tokens)
         self._packed: PackedText | None = None
         self._plans: dict[int, Plan] = {}
         self.path, self.why = self._choose(path)
+        self.template_context = None if self.path == "words" else self._words(self._tokens)
 
     def encode(self, contexts: Tensor | None = None, *, path: str | None = None) -> Tensor:
         """L2-normalised text features `(P, C, E)` float32.
@@ -101,52 +102,53 @@ class TextTower:
             RefusedError: contexts of a wrong shape, or given to a tower that takes words only.
             TaskError: a class whose prompt does not fit behind a context so long.
         """
-        differentiable = torch.is_grad_enabled() and contexts is not None and contexts.requires_grad
-        with torch.set_grad_enabled(differentiable):
-            contexts = self._checked(contexts)
-            self.sequences += len(contexts) * len(self.classes)
-            return self._run(self._tokens, contexts, "plain" if differentiable else path or self.path)
+        path = path or self.path
+        if path not in PATHS[1:] or (path == "packed" and self._packed is None):
+            raise RefusedError(f"{path=} came, but the way here is {self.path!r}: {self.why}; leave the path out")
+        if contexts is None:
+            return self._encode(self._tokens, None, path)
+        contexts = self._checked(contexts)
+        differentiable = torch.is_grad_enabled() and contexts.requires_grad
+        return self._encode(self._tokens, contexts, "plain" if differentiable else path)
 
     def encode_words(self, templates: Sequence[str]) -> Tensor:
         """L2-normalised text features `(P, C, E)` of P templates in words, each with one `{}`."""
-        features = []
-        with torch.no_grad():
-            for template in templates:
-                tokens = self._tokenize(template)
-                self.sequences += len(self.classes)
-                features.append(self._run(tokens, self._words(tokens)[None], self.path))
-        return torch.cat(features)
+        return torch.cat([self._encode(self._tokenize(template), None, self.path) for template in templates])
 
-    def _choose(self, path: str) -> tuple[str, str]:
+    def _choose(self, asked: str) -> tuple[str, str]:
         """The way to go and the reason, after two prompts have been compared with the model itself."""
         reason = why_not(self._text) or _why_no_end(self._text, self._tokens)
-        if path == "packed" and reason:
+        if asked == "packed" and reason:
             raise RefusedError(f"path='packed' came, but {reason}; leave the path to 'auto'")
-        if path in ("auto", "packed") and not reason:
+        if asked in ("auto", "packed") and not reason:
             self._packed = PackedText(self._text, self._tokens.start[0])
             difference = self._canary("packed")
             if difference <= TOLERANCE:
-                return "packed", "the tower is causal and pools the end token: the shared prefix is computed once"
+                return "packed", "the tower is causal and pools the end token, so the shared prefix is computed once"
+            self._packed = None
             reason = f"the packed way differs from the model by {difference:.1e} (allowed: {TOLERANCE:.0e})"
             _log.warning("text tower of %s: %s; falling back to the batched way", type(self._model).__name__, reason)
-            self._packed = None
-        chosen = "plain" if path == "plain" else "batched"
-        difference = self._canary(chosen)
-        if not difference <= TOLERANCE:
-            raise RefusedError(
-                f"{type(self._text).__name__} with a context in place of words differs from itself with those words by "
-                f"{difference:.1e} (allowed: {TOLERANCE:.0e}); this tower does not take contexts; use another model"
-            )
-        return chosen, reason or "asked for"
+        path = "plain" if asked == "plain" else "batched"
+        difference = self._canary(path)
+        if difference <= TOLERANCE:
+            return path, reason or "asked for"
+        reason = f"{type(self._text).__name__} with vectors in place of words differs from itself by {difference:.1e}"
+        _log.warning("text tower of %s: %s; it takes words only", type(self._model).__name__, reason)
+        return "words", reason
 
     def _canary(self, path: str) -> float:
-        """The largest difference between this way and the model on two prompts: the longest name, the shortest."""
+        """The largest difference between this way and the model on two prompts: the longest name, the shortest.
+
+        inf where it is not a number.
+        """
         sizes = [len(suffix) for suffix in self._tokens.suffixes]
         some = self._tokens.only([sizes.index(max(sizes)), sizes.index(min(sizes))])
+        before, behind = split_template(self.template)
+        ids = self._tokenizer([f"{before}{name}{behind}" for name in some.classes], context_length=self._length)
         with torch.no_grad():
-            ids = torch.tensor(some.rows(), device=self._device)
-            truth = self._model.encode_text(ids, normalize=True)
-            return float((self._run(some, self.template_context[None], path)[0] - truth).abs().max())
+            truth = self._model.encode_text(ids.to(self._device), normalize=True)
+            difference = float((self._run(some, self._words(some)[None], path)[0] - truth).abs().max())
+        return difference if math.isfinite(difference) else math.inf
 
     def _tokenize(self, template: str) -> PromptTokens:
         return tokenize_prompts(self._tokenizer, self.classes, template, self._length, self._vocabulary)
@@ -157,46 +159,56 @@ class TextTower:
         with torch.no_grad():
             return self._embedding(ids)
 
-    def _checked(self, contexts: Tensor | None) -> Tensor:
-        if contexts is None:
-            return self.template_context[None]
-        width = self._embedding.weight.shape[1]
-        classes = contexts.shape[1] if contexts.dim() == 4 else len(self.classes)
-        if contexts.dim() not in (3, 4) or contexts.shape[-1] != width or classes != len(self.classes):
+    def _checked(self, contexts: Tensor) -> Tensor:
+        if self.path == "words":
+            raise RefusedError(f"contexts came, but this tower takes words only: {self.why}; use another model")
+        width, num_classes = self._embedding.weight.shape[1], len(self.classes)
+        shape = tuple(contexts.shape)
+        if len(shape) not in (3, 4) or shape[-1] != width or (len(shape) == 4 and shape[1] != num_classes):
             raise RefusedError(
-                f"contexts.shape={tuple(contexts.shape)} came; this tower takes (P, M, {width}) or, for a context per "
-                f"class, (P, {len(self.classes)}, M, {width}); check the prompt's shape"
+                f"contexts of shape {shape} came; this tower takes (P, M, {width}) or, for a context per class, "
+                f"(P, {num_classes}, M, {width}); check the prompt's shape"
             )
         return contexts.to(device=self._device, dtype=self._embedding.weight.dtype)
 
-    def _run(self, tokens: PromptTokens, contexts: Tensor, path: str) -> Tensor:
-        if path != "packed" or self._packed is None or contexts.dim() == 4:
-            return self._forward(tokens, contexts, mix=path != "plain")
-        num_context = contexts.shape[1]
-        if tokens is not self._tokens:
-            return self._packed.encode(self._packed.plan(tokens, num_context), contexts)
-        if num_context not in self._plans:
-            self._plans[num_context] = self._packed.plan(tokens, num_context)
-        return self._packed.encode(self._plans[num_context], contexts)
+    def _encode(self, tokens: PromptTokens, contexts: Tensor | None, path: str) -> Tensor:
+        """Features of contexts, or of a template's own words, counted."""
+        self.sequences += len(tokens.classes) * (1 if contexts is None else len(contexts))
+        with torch.set_grad_enabled(contexts is not None and contexts.requires_grad and torch.is_grad_enabled()):
+            if path == "words":
+                ids = torch.tensor(tokens.rows(), device=self._device)
+                return torch.cat([self._model.encode_text(part, normalize=True) for part in self._calls(ids)])[None]
+            return self._run(tokens, self._words(tokens)[None] if contexts is None else contexts, path)
 
-    def _forward(self, tokens: PromptTokens, contexts: Tensor, *, mix: bool) -> Tensor:
-        """open_clip's own forward on every prompt; `mix`: prompts of several candidates in one call."""
-        num, num_classes = len(contexts), len(tokens.suffixes)
-        num_context = contexts.shape[-2]
-        ids = torch.tensor(tokens.rows(num_context), dtype=torch.long, device=self._device)
-        per_call = max(1, _POSITIONS_PER_CALL // tokens.length)
-        pairs = [(candidate, row) for candidate in range(num) for row in range(num_classes)]
-        spans = [(0, len(pairs))] if mix else [(c * num_classes, (c + 1) * num_classes) for c in range(num)]
+    def _run(self, tokens: PromptTokens, contexts: Tensor, path: str) -> Tensor:
+        """`(P, C, E)` features, by the way named. A context per class shares no prefix, so it is never packed."""
+        if self._packed is not None and path == "packed" and contexts.dim() == 3:
+            num_context = contexts.shape[1]
+            if tokens is not self._tokens:
+                return self._packed.encode(self._packed.plan(tokens, num_context), contexts)
+            if num_context not in self._plans:
+                self._plans[num_context] = self._packed.plan(tokens, num_context)
+            return self._packed.encode(self._plans[num_context], contexts)
+        ids = torch.tensor(tokens.rows(contexts.shape[-2]), device=self._device)
+        if path == "plain":
+            return torch.stack([self._forward(ids, one[None], len(tokens.start)) for one in contexts])
+        return self._forward(ids, contexts, len(tokens.start)).unflatten(0, (len(contexts), len(ids)))
+
+    def _forward(self, ids: Tensor, contexts: Tensor, first: int) -> Tensor:
+        """`(P * C, E)` features by open_clip's own forward, contexts in place of the embeddings from `first` on."""
+        num, num_classes = len(contexts), len(ids)
+        if contexts.dim() == 3:
+            contexts = contexts[:, None].expand(-1, num_classes, -1, -1)
         features = []
-        first = len(tokens.start)
-        for begin, stop in spans:
-            for at in range(begin, stop, per_call):
-                candidates, rows = zip(*pairs[at : min(at + per_call, stop)], strict=True)
-                where = list(rows)
-                given = contexts[list(candidates), where] if contexts.dim() == 4 else contexts[list(candidates)]
-                with _replaced(self._embedding, given, first):
-                    features.append(self._model.encode_text(ids[where], normalize=True))
-        return torch.cat(features).reshape(num, num_classes, -1)
+        for pairs in self._calls(torch.arange(num * num_classes, device=self._device)):
+            rows = pairs % num_classes
+            with _replaced(self._embedding, contexts[pairs // num_classes, rows], first):
+                features.append(self._model.encode_text(ids[rows], normalize=True))
+        return torch.cat(features)
+
+    def _calls(self, sequences: Tensor) -> tuple[Tensor, ...]:
+        """Sequences, cut to what one call of the model takes."""
+        return sequences.split(max(1, _POSITIONS_PER_CALL // self._length))
 
 
 @contextmanager
@@ -217,14 +229,14 @@ def _replaced(embedding: nn.Embedding, contexts: Tensor, first: int) -> Iterator
         handle.remove()
 
 
-def _token_embedding(text: nn.Module) -> nn.Embedding:
+def _token_embedding(text: Any) -> nn.Embedding:
     """The module that turns token ids into vectors: open_clip's, or that of a Hugging Face tower."""
     if hasattr(text, "token_embedding"):
         return text.token_embedding
     return text.transformer.get_input_embeddings()
 
 
-def _why_no_end(text: nn.Module, tokens: PromptTokens) -> str:
+def _why_no_end(text: Any, tokens: PromptTokens) -> str:
     """Why these prompts cannot be cut behind their end token; "" where they can."""
     if len(tokens.start) != 1:
         return f"prompts begin with {len(tokens.start)} start tokens, not one"
@@ -238,7 +250,7 @@ def _why_no_end(text: nn.Module, tokens: PromptTokens) -> str:
     return ""
 
 
-def _positions(text: nn.Module, tokenizer: Tokenizer) -> int:
+def _positions(text: Any, tokenizer: Any) -> int:
     """Text positions of the model; a Hugging Face tower has as many as its tokenizer says."""
     if hasattr(text, "token_embedding"):
         return int(text.context_length)

@@ -52,6 +52,8 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
             f"method {name!r} is unknown{hint}; there are {', '.join(METHODS)}, nevergrad:NAME and package.module:Class"
         )
     kind: Any = _resolve(name, path)
+    if not isinstance(kind, type):
+        raise RecipeError(f"method {name!r} is {kind!r}, not a class; give package.module:Class")
     given = dict(options or {})
     if not hasattr(kind, "__dataclass_fields__"):
         if given:

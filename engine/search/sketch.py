@@ -146,7 +146,9 @@ class SketchSearch:
         moved = thetas[found].astype(np.float64) - self._theta
         length = np.linalg.norm(moved, axis=1) / math.sqrt(self._dim)
         U = moved / length[:, None]
-        J = {name: _columns(self._table[name], part[found], name) / _like(length, part) for name, part in tables.items()}
+        J = {
+            name: _columns(self._table[name], part[found], name) / _like(length, part) for name, part in tables.items()
+        }
         if len(self._U):
             J = {name: np.concatenate([part, self._J[name]]) for name, part in J.items()}
         keep = self._k + self._method.memory
@@ -208,11 +210,17 @@ class SketchSearch:
     def _linear(self, columns: Parts, base: Parts | None = None) -> Linear:
         base = self._table if base is None else base
         if "scores" in base:
-            return Scores(base=base["scores"].astype(np.float64), columns=columns.get("scores", np.zeros((0, *base["scores"].shape))))
+            return Scores(
+                base=base["scores"].astype(np.float64),
+                columns=columns.get("scores", np.zeros((0, *base["scores"].shape))),
+            )
         whole = {**base, **{name: part for name, part in self._fixed.items() if name not in base}}
         return Features(
-            text=whole["text"], image=whole["image"], scale=self._scale,
-            text_columns=columns.get("text"), image_columns=columns.get("image"),
+            text=whole["text"],
+            image=whole["image"],
+            scale=self._scale,
+            text_columns=columns.get("text"),
+            image_columns=columns.get("image"),
         )
 
     def _target(self) -> Target:

@@ -34,9 +34,7 @@ def test_test_reads_and_free_answers_are_apart():
 def test_staging_is_counted_once_a_split():
     ledger = Ledger(images=10, budget=5)
     for split in ("train", "train", "val"):
-        ledger.charge(
-            Reply(losses=np.zeros(1), correct=np.zeros(1, int), pairs=1, work=Work(), split=split, staged=10)
-        )
+        ledger.charge(Reply(losses=np.zeros(1), correct=np.zeros(1, int), pairs=1, work=Work(), split=split, staged=10))
     assert ledger.image_encodes == 20
 
 

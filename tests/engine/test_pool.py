@@ -4,12 +4,12 @@ import time
 
 import numpy as np
 import pytest
+from faults import SIGNAL
 
 from engine.boxes.toy import toy_task
 from engine.errors import BoxError, RecipeError
 from engine.pool import RayPool, Serial
 from engine.problem import ProblemSpec
-from faults import SIGNAL
 
 pytestmark = pytest.mark.ray
 

@@ -16,7 +16,7 @@ SCALED = {
     "bar": {"lr": 0.05, "lr_end": 0.01},
     "spsa-gc": {"unit": 1.0},
     "zip": {"a": 0.3},
-    "cbbt": {"q": 8},
+    "cbbt": {"q": 8, "lr": 1e-3},
     "sketch": None,  # needs the table: it has tests of its own
 }
 SCALAR = [name for name in METHODS if SCALED.get(name, {}) is not None and not make(name).needs.table]

@@ -1,0 +1,61 @@
+"""Every command and snippet of README, docs and examples is run: what we tell people to type works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.M | re.S)
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(page, text) of the fenced blocks of a language; a block marked `not-run` says why beside it."""
+    found = []
+    for page in PAGES:
+        for kind, marks, text in FENCE.findall(page.read_text(encoding="utf-8")):
+            if kind == language and "not-run" not in marks:
+                found.append((page.name, text))
+    return found
+
+
+def commands() -> list[tuple[str, str]]:
+    lines = []
+    for page, text in blocks("bash"):
+        for line in text.replace("\\\n", " ").splitlines():
+            line = line.split("  #")[0].strip()
+            if line and not line.startswith(("#", "make ")):
+                lines.append((page, line))
+    return lines
+
+
+@pytest.mark.slow
+def test_every_command(tmp_path):
+    """In the order of the pages, in one folder, as a reader would: later ones use what earlier ones made."""
+    for name in ("recipes", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    assert len(commands()) >= 5
+    for page, line in commands():
+        words = shlex.split(line)
+        assert words[0] in ("keyhole", "python"), f"{page}: {line}"
+        program = [sys.executable, "-m", "keyhole"] if words[0] == "keyhole" else [sys.executable]
+        done = subprocess.run([*program, *words[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{page}: {line}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("python"))
+def test_every_snippet(tmp_path, page, text):
+    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{page}\n{text}\n{done.stderr}"
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"

@@ -163,20 +163,14 @@ def list_command(what: str, as_json: bool) -> None:
     """What there is to choose from."""
     from tuning import catalogue
 
-    rows = {
-        "methods": catalogue.methods,
-        "prompts": catalogue.prompt_kinds,
-        "tasks": catalogue.task_uris,
-        "boxes": catalogue.box_uris,
-    }[what]()
+    rows = getattr(catalogue, what)()
     if as_json:
         click.echo(json.dumps(rows))
         return
-    widths = [max(len(str(row[key])) for row in rows) for key in rows[0]]
-    for row in rows:
-        click.echo(
-            "  ".join(str(value).ljust(width) for value, width in zip(row.values(), widths, strict=True)).rstrip()
-        )
+    cells = [[str(value) for key, value in row.items() if key != "options"] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 @cli.command("doctor")

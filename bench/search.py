@@ -50,8 +50,7 @@ def trial(task_uri: str, method: str, options: Mapping[str, Any], budget: float,
     made = search.make(method, options)
     ledger = Ledger(images=len(task.train), budget=budget)
     started = time.perf_counter()
-    last = None
-    for last in steps(
+    rounds = steps(
         made.start(dim, budget, seed),
         evaluator,
         ledger=ledger,
@@ -60,9 +59,8 @@ def trial(task_uri: str, method: str, options: Mapping[str, Any], budget: float,
         seed=seed,
         table=made.needs.table,
         labels=task.train.labels,
-    ):
-        pass
-    assert last is not None
+    )
+    *_, last = rounds
     seconds = time.perf_counter() - started
     chosen = evaluator.evaluate(np.stack([last.best.theta]), split="test")
     return {

@@ -91,8 +91,10 @@ class Scenes:
 class Look:
     """How images are degraded beyond what every image suffers."""
 
+    light: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """What all channels of all images are multiplied by."""
     tint: float = 0.0
-    """How far coloured light may take away a channel, in [0, 1]."""
+    """How far the light of a single image may take away a channel besides, in [0, 1]."""
     contrast: float = 1.0
     noise: float = 0.0
     """Standard deviation added to the noise, of full scale 1."""
@@ -303,7 +305,8 @@ def _degrade(random: np.random.Generator, image, quality: Array, look: Look) -> 
         image = rows[..., 1:-1] + weight * (rows[..., :-2] + rows[..., 2:] - 2 * rows[..., 1:-1])
         padded = torch.nn.functional.pad(image, (0, 0, 1, 1), mode="replicate")
         image = image + weight * (padded[:, :, :-2] + padded[:, :, 2:] - 2 * image)
-    light = torch.from_numpy(random.uniform(1 - look.tint, 1, (n, 3, 1, 1)).astype(np.float32))
+    light = random.uniform(1 - look.tint, 1, (n, 3, 1, 1)) * np.reshape(look.light, (3, 1, 1))
+    light = torch.from_numpy(light.astype(np.float32))
     image = (0.5 + look.contrast * (image - 0.5)) * light
     noise = torch.from_numpy(random.standard_normal((n, 3, SIDE, SIDE), dtype=np.float32))
     image = image + noise * (torch.from_numpy(grain)[:, None, None, None] + look.noise)

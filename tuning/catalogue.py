@@ -5,44 +5,51 @@ Knows nothing of how any of it works.
 
 from __future__ import annotations
 
-from engine import boxes, heads, prompts, search
-from tuning import queryless, tasks
+from typing import Any
+
+from engine import search
+from engine.boxes import SCHEMES
+from engine.prompts import PROMPTS
+from tuning import queryless
+from tuning.tasks import task_names
 
 
-def methods() -> list[dict[str, str]]:
-    """Name, what it needs of a box, what it is."""
+def methods() -> list[dict[str, Any]]:
+    """Name, what it needs of a box, what it is, its options with their defaults."""
     searched = [
-        {"name": row["name"], "needs": _needs(row["gives"], row["accepts"]), "what": row["about"]}
+        {
+            "name": row["name"],
+            "needs": _needs(row["gives"], row["accepts"]),
+            "what": row["about"],
+            "options": row["options"],
+        }
         for row in search.describe()
     ]
-    return [
-        *searched,
-        {"name": "zero-shot", "needs": "anything", "what": "The template itself."},
-        *(
-            {"name": f"head:{name}", "needs": "features", "what": "A head on returned features."}
-            for name in heads.HEADS
-        ),
-        *(
-            {"name": f"ceiling:{name}", "needs": "a local model", "what": "White-box reference, for reports only."}
-            for name in queryless.CEILINGS
-        ),
-    ]
+    return [*searched, *({"name": name, **_about(name), "options": {}} for name in queryless.names())]
+
+
+def _about(name: str) -> dict[str, str]:
+    if name.startswith("head:"):
+        return {"needs": "features", "what": "A head on returned features; searches no prompt."}
+    if name.startswith("ceiling:"):
+        return {"needs": "a local model", "what": "White-box reference, for reports only."}
+    return {"needs": "anything", "what": "The template itself."}
 
 
 def _needs(gives: list[str], accepts: list[str]) -> str:
     return " or ".join(gives) + "".join(f", accepts {kind}" for kind in accepts)
 
 
-def prompt_kinds() -> list[dict[str, str]]:
+def prompts() -> list[dict[str, str]]:
     """Name, what it is."""
-    return [{"name": name, "what": target} for name, target in prompts.PROMPTS.items()]
+    return [{"name": name, "what": target} for name, target in PROMPTS.items()]
 
 
-def task_uris() -> list[dict[str, str]]:
+def tasks() -> list[dict[str, str]]:
     """URI or its form."""
-    return [{"name": name} for name in tasks.task_names()]
+    return [{"name": name} for name in task_names()]
 
 
-def box_uris() -> list[dict[str, str]]:
+def boxes() -> list[dict[str, str]]:
     """URI forms."""
-    return [{"name": f"{scheme}:", "what": target} for scheme, target in boxes.SCHEMES.items()]
+    return [{"name": f"{scheme}:", "what": target} for scheme, target in SCHEMES.items()]

@@ -103,9 +103,9 @@ def prepare_layers(text: Any, *, prepack: bool = True) -> tuple[Layer, ...]:
             GELU comes fused. They hold a second copy of the weights.
     """
     device = text.token_embedding.weight.device
-    linear = _prepacked if prepack and can_prepack(device) else _portable
+    make = partial(linear, prepack=prepack and can_prepack(device))
     with torch.no_grad():
-        return tuple(_layer(block, linear) for block in text.transformer.resblocks)
+        return tuple(_layer(block, make) for block in text.transformer.resblocks)
 
 
 def norm(module: nn.LayerNorm) -> Rows:
@@ -119,11 +119,12 @@ def norm(module: nn.LayerNorm) -> Rows:
     )
 
 
-_Linear = Callable[[Tensor, Tensor | None, str], Rows]
-"""Makes `x -> activation(x @ weight.T + bias)` of a weight, a bias and the name of an activation ("" for none)."""
+def linear(weight: Tensor, bias: Tensor | None, activation: str = "", *, prepack: bool) -> Rows:
+    """`x -> activation(x @ weight.T + bias)`; activation: "", "silu", "gelu-none" or "gelu-tanh"."""
+    return (_prepacked if prepack else _portable)(weight, bias, activation)
 
 
-def _layer(block: Any, linear: _Linear) -> Layer:
+def _layer(block: Any, make: Callable[..., Rows]) -> Layer:
     attention = block.attn
     width = attention.embed_dim
     scale = torch.ones(3 * width, device=attention.in_proj_weight.device)
@@ -135,15 +136,15 @@ def _layer(block: Any, linear: _Linear) -> Layer:
     quick = not isinstance(activation, nn.GELU)
     slope = _QUICK if quick else 1.0
     name = "silu" if quick else f"gelu-{activation.approximate}"
-    up = linear(fc.weight * slope, _times(fc.bias, slope), name)
+    up = make(fc.weight * slope, _times(fc.bias, slope), name)
     gain_1, gain_2 = (getattr(part, "gamma", None) for part in (block.ls_1, block.ls_2))
-    down = linear(*_scaled(proj.weight / slope, proj.bias, gain_2), "")
+    down = make(*_scaled(proj.weight / slope, proj.bias, gain_2))
     return Layer(
         norm_1=norm(block.ln_1),
-        qkv=linear(weight, bias, ""),
-        query=linear(weight[:width], head, ""),
-        key_value=linear(weight[width:], tail, ""),
-        out=linear(*_scaled(attention.out_proj.weight, attention.out_proj.bias, gain_1), ""),
+        qkv=make(weight, bias),
+        query=make(weight[:width], head),
+        key_value=make(weight[width:], tail),
+        out=make(*_scaled(attention.out_proj.weight, attention.out_proj.bias, gain_1)),
         norm_2=norm(block.ln_2),
         mlp=lambda x: down(up(x)),
     )

@@ -8,8 +8,8 @@ rounding (a few 1e-7 on normalised features).
 
 Two passes: the contexts, which leaves their keys and values by layer, then the names. The rows of a pass over names
 are, for each length n, the `[g, c, n]` tokens of the c names of that length: every part that attention needs is a
-contiguous slice. Chunks follow from shapes alone, so the same P, M and classes give the same bits; a candidate in other company
-agrees to rounding.
+contiguous slice. Chunks follow from shapes alone, so the same P, M and classes give the same bits; a candidate in other
+company agrees to rounding.
 
 Letters beyond the design's: g candidates of a chunk, h heads, d = W / h, n tokens of a name, c names of one length.
 

@@ -72,3 +72,26 @@ def test_any_override_is_accepted_or_refused_in_words(text):
         make_recipe({}, [text])
     except RecipeError as error:
         assert str(error)
+
+
+def test_the_page_lists_every_key_with_its_default():
+    import dataclasses
+    from pathlib import Path
+
+    from tuning.recipe import Recipe
+
+    page = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text(encoding="utf-8")
+
+    def rows(kind, prefix=""):
+        for field in dataclasses.fields(kind):
+            if dataclasses.is_dataclass(field.default):
+                yield from rows(type(field.default), f"{prefix}{field.name}.")
+            elif field.name != "options":
+                plain = field.default is None or isinstance(field.default, bool)
+                default = (
+                    {"None": "null"}.get(str(field.default), str(field.default).lower()) if plain else field.default
+                )
+                yield f"| `{prefix}{field.name}` | `{default}` |"
+
+    missing = [row for row in rows(Recipe) if row not in page]
+    assert not missing

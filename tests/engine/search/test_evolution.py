@@ -39,7 +39,9 @@ def test_candidates_do_not_depend_on_how_the_loop_cuts_batches(name):
 
 def test_sigma_is_the_initial_scale():
     for sigma in (0.1, 0.5):
-        asked = everything_asked(make("nevergrad:DiagonalCMA", {"sigma": sigma, "batch": 40}).start(50, 41, seed=1), 41, 41)
+        asked = everything_asked(
+            make("nevergrad:DiagonalCMA", {"sigma": sigma, "batch": 40}).start(50, 41, seed=1), 41, 41
+        )
         assert asked[1:].std() == pytest.approx(sigma, rel=0.1)
         assert abs(asked[1:].mean()) < 0.1 * sigma
 

@@ -29,7 +29,7 @@ TASKS = {
     "biased": "the same digits on coloured backgrounds that mislead: correlated with the digit, otherwise in the test",
     "bgcol": "the colour of the background, named by a bare colour word, behind an object of another colour",
     "countw": "how many shapes there are, named by a bare number word",
-    "color": "the colour of a glyph under tinted light, at low contrast, in noise",
+    "color": "the colour of a glyph under warm light, at low contrast, in noise",
     "pos": "where a small textured letter lies, named by bare position words",
     "texture": "the texture of a letter; the models have seen textures on digits and shapes only",
     "count": "how many shapes there are, named in full; a control: tuning does not help",
@@ -82,7 +82,7 @@ _DESIGNS = {
             "color": labels,
             "size": np.ones_like(labels),
             "item": random.integers(0, LETTERS.stop, len(labels)),
-            "look": Look(tint=0.5, contrast=0.6, noise=0.07),
+            "look": Look(light=(1.0, 0.7, 0.4), tint=0.1, contrast=0.7, noise=0.05),
         },
     ),
     "pos": _Design(

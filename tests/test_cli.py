@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from keyhole import main
 
@@ -99,6 +101,21 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(tmp_path, capsys, monke
     assert words in err and err.startswith("error: ") and err.count("\n") == 1, err
     code, out, err = run(capsys, *SMALL[:5], *arguments, "--json")
     assert code == 2 and words in json.loads(out)["error"]
+
+
+def test_a_corrupt_image_is_named(tmp_path, capsys):
+    for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+        folder = tmp_path / "images" / name
+        folder.mkdir(parents=True)
+        for number in range(8):
+            noise = np.random.default_rng(number).integers(-20, 20, (40, 40, 3))
+            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+    for path in (tmp_path / "images" / "blue").iterdir():
+        path.write_bytes(path.read_bytes()[:1024])
+    task = f"folder:{tmp_path / 'images'}"
+    code, out, err = run(capsys, "tune", "--task", task, "--shots", "1", "--budget", "20", "--out", str(tmp_path / "run"))
+    assert code == 2 and not out and err.count("\n") == 1
+    assert "blue" in err and ".png: not a readable image" in err
 
 
 def test_a_begun_run_is_not_overwritten(tmp_path, capsys):

@@ -121,8 +121,9 @@ class Tuning:
         """The run folder, with the recipe in it before the first query."""
         import yaml
 
-        if (self.out / RESULT).exists() or ((self.out / RECIPE).exists() and not self.resume):
-            advice = "it is finished" if (self.out / RESULT).exists() else "resume it, or name another --out"
+        finished, begun = (self.out / RESULT).exists(), (self.out / CHECKPOINT).exists()
+        if finished or (begun and not self.resume):
+            advice = "it is finished" if finished else "resume it, or name another --out"
             raise ArtifactError(f"{self.out} already holds a run; {advice}")
         try:
             (self.out / "checkpoint").mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ class Step:
     seconds: float
     last: bool
     state: Any = field(repr=False)
-    """Call it for all that `steps(..., resume=)` needs to go on from here to the same bits."""
+    """Call it, before the next round, for all that `steps(..., resume=)` needs to go on from here to the same bits."""
 
     def record(self) -> dict[str, Any]:
         """The line of `history.jsonl`."""

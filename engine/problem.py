@@ -119,15 +119,19 @@ class Problem:
             return None
         return float(cross_entropy(outputs, self.spec.splits[split].labels)[0])
 
-    def image_features(self, split: str) -> Array:
-        """`(n, E)` features of a split's images under the template, for heads. Refused where features are not given."""
-        outputs = self.answer(Prompts(count=1), np.arange(len(self.spec.splits[split])), split)
-        if outputs.image is None:
+    def features(self, split: str, theta: Array) -> tuple[Array, Array, float]:
+        """What heads are trained on: image `(n, E)` and text `(C, E)` features under a candidate, and the scale.
+
+        Raises RefusedError where features are not given.
+        """
+        prompts = self.prompt.decode(theta[None])
+        outputs = self.answer(prompts, np.arange(len(self.spec.splits[split])), split)
+        if outputs.image is None or outputs.text is None:
             raise RefusedError(
-                f"a head needs image features, and box {self.spec.box} gives {sorted(self.box.spec.gives)}; "
+                f"a head needs features, and box {self.spec.box} gives {sorted(self.box.spec.gives)}; "
                 "use a prompt method or a box that gives features"
             )
-        return outputs.image[0]
+        return outputs.image[0], outputs.text[0], outputs.scale
 
     def decoded(self, theta: Array) -> dict[str, Array]:
         """What an artifact keeps of a candidate: its prompt and, where only text moves, its classifier rows."""

@@ -180,6 +180,22 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, capsys, method, n
     assert facts(broken) == facts(whole)
 
 
+def test_a_run_killed_after_its_last_round_only_reads_the_test_split(tmp_path, capsys):
+    run(capsys, *SMALL, "--out", str(tmp_path / "run"))
+    before = facts(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    assert run(capsys, "tune", "--resume", str(tmp_path / "run"))[0] == 0
+    assert facts(tmp_path / "run") == before
+
+
+def test_a_head_joins_a_prompt(tmp_path, capsys):
+    code, out, err = run(capsys, *SMALL, "head=clip-adapter", "--out", str(tmp_path / "run"), "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["head"] == "clip-adapter" and result["evaluations"] <= 60
+    assert json.loads(run(capsys, "eval", str(tmp_path / "run"), "--json")[1])["accuracy"] == result["accuracy"]
+
+
 @pytest.mark.ray
 def test_the_same_bits_for_any_workers_and_after_a_kill(tmp_path, capsys, ray_local):
     """ARCHITECTURE.md's promise, on the embedded model: workers 0, 1, 2, 3, and 2 with one killed in the middle."""

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from engine import heads
 from engine.artifact import Artifact
 from engine.boxes import open_box
 from engine.core import Array, BlackBox, Outputs, Prompts
 from engine.errors import ArtifactError
+from tuning.outcome import restore_head
 from tuning.tasks import load_task
 
 
@@ -49,23 +49,16 @@ def evaluate(artifact: Artifact, *, task_uri: str | None = None, box_uri: str | 
 def _predictions(
     artifact: Artifact, box: BlackBox, plain: Outputs, staged: Any, rows: Array, classes: list[str]
 ) -> Array:
-    if artifact.meta.get("head"):
-        return _head_scores(artifact, plain, classes).argmax(-1)
-    context = artifact.arrays.get("context")
-    if context is None:
-        return plain.predictions()[0]
-    if box.spec.text is None or box.spec.text.context.shape[1] != context.shape[1]:
-        width = "no text context" if box.spec.text is None else f"context vectors {box.spec.text.context.shape[1]} wide"
-        raise ArtifactError(f"the artifact's context is {context.shape[1]} wide, {box.spec.uri} takes {width}")
-    return box.answer(Prompts(count=1, context=context[None]), staged, rows).predictions()[0]
-
-
-def _head_scores(artifact: Artifact, plain: Outputs, classes: list[str]) -> Array:
-    tensors = {name: value for name, value in artifact.arrays.items() if name.startswith("head.")}
-    kind = next(iter(tensors)).split(".")[1]
-    head = heads.restore(kind, {name.split(".", 2)[2]: value for name, value in tensors.items()})
-    if plain.image is None:
+    context, prompted = artifact.arrays.get("context"), plain
+    if context is not None:
+        if box.spec.text is None or box.spec.text.context.shape[1] != context.shape[1]:
+            took = "no text context" if box.spec.text is None else f"vectors {box.spec.text.context.shape[1]} wide"
+            raise ArtifactError(f"the artifact's context is {context.shape[1]} wide, {box.spec.uri} takes {took}")
+        prompted = box.answer(Prompts(count=1, context=context[None]), staged, rows)
+    if not artifact.meta.get("head"):
+        return prompted.predictions()[0]
+    if prompted.image is None:
         raise ArtifactError("the artifact is a head on image features, which this box does not give")
-    if classes != artifact.meta["classes"] or plain.image.shape[2] != artifact.arrays["text_features"].shape[1]:
+    if classes != artifact.meta["classes"] or prompted.image.shape[2] != artifact.arrays["text_features"].shape[1]:
         raise ArtifactError("a head fits only the classes and the features that it was trained on")
-    return head.scores(plain.image[0])
+    return restore_head(artifact.arrays).scores(prompted.image[0]).argmax(-1)

@@ -60,6 +60,8 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     """The method's own settings: `method.radius=0.1` on the command line."""
     prompt: PromptRecipe = PromptRecipe()
+    head: str | None = None
+    """Head joined to the prompt method, trained on the answers already paid for (`keyhole list methods`: head:NAME)."""
     objective: str = "auto"
     """Loss that is searched; auto: cross-entropy, or the error rate where a box gives only labels."""
     shots: int = 16

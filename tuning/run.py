@@ -24,6 +24,7 @@ from engine.loop import Look, Step, steps
 from engine.pool import RayPool, Serial
 from engine.problem import ProblemSpec
 from tuning import queryless
+from tuning.outcome import Outcome, check_head, of_head, of_prompt
 from tuning.recipe import Recipe
 from tuning.tasks import load_task
 
@@ -111,7 +112,8 @@ class Tuning:
         self.queryless = queryless.is_queryless(recipe.method)
         self.method = None if self.queryless else search.make(recipe.method, recipe.options)
         if self.queryless:
-            queryless.check(recipe.method, recipe.options)
+            queryless.check(recipe)
+        check_head(recipe.head)
         self.ledger = Ledger(images=len(self.task.train), budget=recipe.budget)
         self._latest: Step | None = None
         self._lines: list[str] = []
@@ -137,19 +139,20 @@ class Tuning:
         started = time.monotonic()
         evaluator = evaluator_of(self.recipe, problem_of(self.recipe, self.task, self.method))
         try:
+            spec, dim, free_looks = evaluator.call("describe")
             if self.queryless:
-                outcome = queryless.fit(self.recipe, self.task, evaluator, self.ledger)
-                self._finish(evaluator, outcome, time.monotonic() - started)
-                return
-            yield from self._search(evaluator)
+                outcome = queryless.fit(self.recipe, self.task, evaluator, self.ledger, spec, dim)
+                self._finish(evaluator, spec, outcome, time.monotonic() - started)
+            else:
+                yield from self._search(evaluator, spec, dim, free_looks)
         finally:
             evaluator.close()
 
-    def _search(self, evaluator: Evaluator) -> Iterator[Step]:
+    def _search(self, evaluator: Evaluator, spec: BoxSpec, dim: int, free_looks: bool) -> Iterator[Step]:
         recipe, method = self.recipe, self.method
         assert method is not None
-        spec, dim, free_looks = evaluator.call("describe")
         refuse(method, recipe.method, spec)
+        check_head(recipe.head, spec)
         state = self._resumable()
         last_saved = time.monotonic()
         for step in steps(
@@ -172,31 +175,31 @@ class Tuning:
                 self.checkpoint()
                 last_saved = time.monotonic()
             yield step
-        assert self._latest is not None
-        best, seconds = self._latest.best, self._latest.seconds
-        if best.train_loss is None or recipe.rows is not None or recipe.objective not in ("auto", "cross-entropy"):
-            train_loss = self._train_loss(evaluator, best)
+        self.checkpoint()  # before the final reads, so that a run that is resumed here makes them once
+        if self._latest is not None:
+            best, seconds = self._latest.best, self._latest.seconds
+        else:  # resumed from a checkpoint that had spent its budget already
+            assert state is not None
+            best, seconds = Look(**state["best"]), float(state["seconds"])
+        if recipe.head is not None:
+            outcome = of_head(recipe.head, best.theta, self.task, evaluator, self.ledger, recipe.seed)
         else:
-            train_loss = best.train_loss
-        thetas = np.unique(np.stack([np.zeros(dim, np.float32), best.theta]), axis=0)
-        outcome = queryless.Outcome(
-            spec=spec,
-            theta=best.theta,
-            thetas=np.stack([np.zeros(dim, np.float32), best.theta])[: len(thetas)],
-            val_accuracy=best.val_accuracy,
-            train_loss=train_loss,
-        )
-        self._finish(evaluator, outcome, seconds)
+            train_loss = self._train_loss(evaluator, spec, best)
+            outcome = of_prompt(
+                best.theta, self.task, evaluator, self.ledger, val_accuracy=best.val_accuracy, train_loss=train_loss
+            )
+        self._finish(evaluator, spec, outcome, seconds)
 
-    def _train_loss(self, evaluator: Evaluator, best: Look) -> float | None:
-        """Plain cross-entropy of the selected candidate on the training rows, booked: it was not evaluated on them."""
-        pairs = len(self.task.train)
-        if pairs > self.ledger.pairs_left:
+    def _train_loss(self, evaluator: Evaluator, spec: BoxSpec, best: Look) -> float | None:
+        """Plain cross-entropy of the selected candidate on all training rows; booked where it was not known yet."""
+        if not spec.gives & {"scores", "features"}:
             return None
-        reply = evaluator.evaluate(best.theta[None])
-        self.ledger.charge(reply)
-        if self.recipe.objective in ("auto", "cross-entropy"):
-            return float(reply.losses[0])
+        if best.train_loss is not None and self.recipe.objective in ("auto", "cross-entropy"):
+            return best.train_loss
+        if best.train_loss is None:
+            if len(self.task.train) > self.ledger.pairs_left:
+                return None
+            self.ledger.charge(evaluator.evaluate(best.theta[None]))
         return evaluator.call("cross_entropy", best.theta)
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -224,15 +227,9 @@ class Tuning:
         log.info("resuming %s at step %d", self.out, state["step"])
         return state
 
-    def _finish(self, evaluator: Evaluator, outcome: queryless.Outcome, seconds: float) -> None:
-        """The final test read, the artifact and the result."""
-        recipe, spec = self.recipe, outcome.spec
-        accuracies = outcome.accuracies
-        if accuracies is None:
-            reply = evaluator.evaluate(outcome.thetas, None, split="test")
-            self.ledger.charge_test(reply)
-            accuracies = [int(right) / len(self.task.test) for right in reply.correct]
-        self.checkpoint()
+    def _finish(self, evaluator: Evaluator, spec: BoxSpec, outcome: Outcome, seconds: float) -> None:
+        """The artifact and the result."""
+        recipe = self.recipe
         result = {
             "task": recipe.task,
             "box": recipe.box,
@@ -243,12 +240,12 @@ class Tuning:
             "seed": recipe.seed,
             "budget": recipe.budget,
             **self.ledger.counts(),
-            "zero_shot_accuracy": accuracies[0],
-            "accuracy": accuracies[-1],
+            "zero_shot_accuracy": outcome.zero_shot_accuracy,
+            "accuracy": outcome.accuracy,
             "val_accuracy": outcome.val_accuracy,
             "train_loss": outcome.train_loss,
-            "base_accuracy": accuracies[-1] if recipe.half == "base" else None,
-            "new_accuracy": accuracies[-1] if recipe.half == "new" else None,
+            "base_accuracy": outcome.accuracy if recipe.half == "base" else None,
+            "new_accuracy": outcome.accuracy if recipe.half == "new" else None,
             "seconds": round(seconds, 3),
             "workers": recipe.workers,
             "fingerprint": evaluator.fingerprint(),
@@ -261,7 +258,7 @@ class Tuning:
         write_text(self.out / RESULT, json.dumps(result, indent=2) + "\n")
         self.result = result
 
-    def _meta(self, spec: BoxSpec, result: Mapping[str, Any], outcome: queryless.Outcome) -> dict[str, Any]:
+    def _meta(self, spec: BoxSpec, result: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
         recipe = self.recipe
         keep = ("zero_shot_accuracy", "accuracy", "val_accuracy", "train_loss")
         return {
@@ -287,7 +284,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     """What a run would spend. Sends nothing; a local box is timed on this machine's own hardware."""
     task = task_of(recipe)
     if queryless.is_queryless(recipe.method):
-        queryless.check(recipe.method, recipe.options)
+        queryless.check(recipe)
         evaluations = queryless.cost(task)
     else:
         search.make(recipe.method, recipe.options)

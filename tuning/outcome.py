@@ -1,0 +1,94 @@
+"""What a run arrives at: a prompt, a head on the answers already paid for, or both.
+
+Knows nothing of how the prompt was found and of run folders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from engine import heads
+from engine.core import Array, BoxSpec, Evaluator, Outputs, Task
+from engine.errors import RecipeError, RefusedError, nearest
+from engine.ledger import Ledger
+from engine.objectives import cross_entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What is kept, with its numbers."""
+
+    theta: Array | None = None
+    """`(d,)` the selected candidate; None where no prompt belongs to it."""
+    zero_shot_accuracy: float
+    accuracy: float
+    """Both on the test split."""
+    val_accuracy: float
+    train_loss: float | None
+    """Plain cross-entropy on the training rows; None where the box gives no scores."""
+    head: str | None = None
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    holds_training_data: bool = False
+
+
+def check_head(name: str | None, spec: BoxSpec | None = None) -> None:
+    """Raise for a head that does not exist, or a box that does not give what it needs."""
+    if name is None:
+        return
+    if name not in heads.HEADS:
+        raise RecipeError(f"unknown head {name!r}{nearest(name, heads.HEADS)}; allowed are {', '.join(heads.HEADS)}")
+    if spec is not None and "features" not in spec.gives:
+        raise RefusedError(
+            f"head {name} needs a box that gives features; {spec.uri} gives {', '.join(sorted(spec.gives))}"
+        )
+
+
+def of_prompt(
+    theta: Array, task: Task, evaluator: Evaluator, ledger: Ledger, *, val_accuracy: float, train_loss: float | None
+) -> Outcome:
+    """The outcome of a prompt: the test split read once for the template and once for theta."""
+    thetas = np.stack([np.zeros_like(theta), theta])[: 2 if theta.any() else 1]
+    reply = evaluator.evaluate(thetas, None, split="test")
+    ledger.charge_test(reply)
+    accuracies = [int(right) / len(task.test) for right in reply.correct]
+    return Outcome(
+        theta=theta,
+        zero_shot_accuracy=accuracies[0],
+        accuracy=accuracies[-1],
+        val_accuracy=val_accuracy,
+        train_loss=train_loss,
+    )
+
+
+def of_head(name: str, theta: Array, task: Task, evaluator: Evaluator, ledger: Ledger, seed: int) -> Outcome:
+    """A head trained on the features under a prompt, which the training and validation reads have returned already."""
+    features: dict[str, Array] = {}
+    for split in ("train", "val", "test"):
+        features[split], text, scale = evaluator.call("features", split, theta)
+    labels = {"train": task.train.labels, "val": task.val.labels, "test": task.test.labels}
+    head = heads.fit(name, (features["train"], labels["train"]), (features["val"], labels["val"]), text, scale, seed)
+    scores = {split: head.scores(rows) for split, rows in features.items()}
+    template = np.stack([np.zeros_like(theta), theta])[: 2 if theta.any() else 1]
+    reply = evaluator.evaluate(template, None, split="test")
+    ledger.charge_test(reply)
+    return Outcome(
+        theta=theta,
+        zero_shot_accuracy=int(reply.correct[0]) / len(task.test),
+        accuracy=float((scores["test"].argmax(-1) == labels["test"]).mean()),
+        val_accuracy=float((scores["val"].argmax(-1) == labels["val"]).mean()),
+        train_loss=float(cross_entropy(Outputs(scores=scores["train"][None]), labels["train"])[0]),
+        head=name,
+        arrays={f"head.{head.kind}.{key}": np.asarray(value) for key, value in head.state_dict().items()},
+        holds_training_data=head.kind == "tip",
+    )
+
+
+def restore_head(arrays: Mapping[str, Array]) -> Any:
+    """The head that an artifact's arrays hold."""
+    tensors = {name: value for name, value in arrays.items() if name.startswith("head.")}
+    kind = next(iter(tensors)).split(".")[1]
+    return heads.restore(kind, {name.split(".", 2)[2]: value for name, value in tensors.items()})

@@ -44,7 +44,7 @@ class Serial:
 
     workers = 0
 
-    def __init__(self, spec: ProblemSpec, *, chunk: int = 4) -> None:
+    def __init__(self, spec: ProblemSpec, *, chunk: int = 2) -> None:
         self.chunk = chunk
         self.problem = Problem(spec)
         self.describe = self.problem.describe
@@ -124,7 +124,7 @@ class RayPool:
         spec: ProblemSpec,
         workers: int,
         *,
-        chunk: int = 4,
+        chunk: int = 2,
         cpus: float = 1,
         gpus: float = 0,
         timeout_s: float = 600.0,

@@ -33,7 +33,7 @@ class PromptRecipe:
 class PoolRecipe:
     """Where candidates are evaluated."""
 
-    chunk: int = 4
+    chunk: int = 2
     """Candidates evaluated together. Part of what "the same bits" means."""
     cpus: float = 1
     """CPUs a worker."""

@@ -99,16 +99,19 @@ class Tuning:
         recipe: every setting.
         out: the run folder. A finished or begun run in it is an error unless `resume`.
         resume: go on from the folder's checkpoint (from the start where there is none yet).
+        opened: the recipe's task and its evaluator where the caller holds them open already, and closes them.
 
     Raises KeyholeError for anything that a user can mend; all of it before the first query where it can be known.
     """
 
-    def __init__(self, recipe: Recipe, out: str | Path, *, resume: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, out: str | Path, *, resume: bool = False, opened: tuple[Task, Evaluator] | None = None
+    ) -> None:
         self.recipe = recipe
         self.out = Path(out)
         self.resume = resume
         self.result: dict[str, Any] = {}
-        self.task = task_of(recipe)
+        self.task, self._evaluator = opened or (task_of(recipe), None)
         self.queryless = queryless.is_queryless(recipe.method)
         self.method = None if self.queryless else search.make(recipe.method, recipe.options)
         if self.queryless:
@@ -137,7 +140,9 @@ class Tuning:
 
     def __iter__(self) -> Iterator[Step]:
         started = time.monotonic()
-        evaluator = evaluator_of(self.recipe, problem_of(self.recipe, self.task, self.method))
+        evaluator = self._evaluator or evaluator_of(
+            self.recipe, problem_of(self.recipe, self.task, self.method)
+        )
         try:
             spec, dim, free_looks = evaluator.call("describe")
             if self.queryless:
@@ -146,7 +151,8 @@ class Tuning:
             else:
                 yield from self._search(evaluator, spec, dim, free_looks)
         finally:
-            evaluator.close()
+            if self._evaluator is None:
+                evaluator.close()
 
     def _search(self, evaluator: Evaluator, spec: BoxSpec, dim: int, free_looks: bool) -> Iterator[Step]:
         recipe, method = self.recipe, self.method

@@ -110,14 +110,11 @@ class PackedText:
     def encode(self, plan: Plan, contexts: Tensor) -> Tensor:
         """`(P, M', W)` contexts -> `(P, C, E)` L2-normalised features. No gradient flows."""
         with torch.no_grad():
-            prefix = self._contexts(contexts)
             size = max(1, self._chunk_rows // max(sum(bucket.num_rows for bucket in slab) for slab in plan.slabs))
             groups = []
-            for at in range(0, len(contexts), size):
-                num = min(size, len(contexts) - at)
-                heads = slice(at * self._num_heads, (at + num) * self._num_heads)
-                part = [(keys[heads], values[heads]) for keys, values in prefix]
-                groups.append(torch.cat([self._names(slab, part, num) for slab in plan.slabs], 1))
+            for some in contexts.split(size):
+                prefix: KeyValues = []
+                groups.append(torch.cat([self._encode(slab, some, prefix) for slab in plan.slabs], 1))
             found = torch.cat(groups)
             features = torch.empty_like(found)
             features[:, plan.order] = found
@@ -161,73 +158,57 @@ class PackedText:
             x = x + layer.mlp(layer.norm_2(x))
         return found
 
-    def _contexts(self, contexts: Tensor) -> KeyValues:
-        """`(P, M, W)` contexts -> keys and values of start and context, `(P * h, 1 + M, d)` by layer."""
-        num, tokens, width = contexts.shape
-        x = (contexts + self._positions[1 : 1 + tokens]).reshape(num * tokens, width)
-        mask = torch.ones(tokens, 1 + tokens, dtype=torch.bool, device=x.device).tril(1)
-        found: KeyValues = []
-        for layer, (start_keys, start_values) in zip(self._layers, self._start, strict=True):
-            last = len(found) == len(self._layers) - 1
-            normed = layer.norm_1(x)
-            *query, keys, values = self._heads((layer.key_value if last else layer.qkv)(normed), num)
-            keys = torch.cat([start_keys.repeat(num, 1, 1), keys], 1)
-            values = torch.cat([start_values.repeat(num, 1, 1), values], 1)
-            found.append((keys, values))
-            if not last:
-                seen = F.scaled_dot_product_attention(
-                    query[0][None], keys[None], values[None], attn_mask=mask, scale=1.0
-                )
-                x += layer.out(self._rows(seen[0], num))
-                x += layer.mlp(layer.norm_2(x))
-        return found
+    def _encode(self, slab: Sequence[_Bucket], contexts: Tensor, prefix: KeyValues) -> Tensor:
+        """The names of a slab behind g contexts `(g, M, W)` -> `(g, names, E)`, in the slab's order.
 
-    def _names(self, slab: Sequence[_Bucket], prefix: KeyValues, num: int) -> Tensor:
-        """The names of a slab behind the prefixes of g candidates -> `(g, names, E)`, in the slab's order."""
-        x = torch.cat([bucket.rows.expand(num, -1, -1).flatten(0, 1) for bucket in slab])
-        for depth, (layer, (keys, values)) in enumerate(zip(self._layers, prefix, strict=True)):
+        The contexts go through the tower with a group's first slab, which leaves their keys and values in `prefix`.
+        """
+        num, tokens, width = contexts.shape
+        first_slab = not prefix
+        head = num * tokens if first_slab else 0
+        placed = contexts + self._positions[1 : 1 + tokens]
+        names = [bucket.rows.expand(num, -1, -1).flatten(0, 1) for bucket in slab]
+        x = torch.cat([placed.reshape(-1, width)[:head], *names])
+        for depth, layer in enumerate(self._layers):
             last = depth == len(self._layers) - 1
+            normed = layer.norm_1(x if depth else x[:head])
+            projected = (layer.key_value if last else layer.qkv)(normed)
             seen = []
-            for bucket, (query, own_keys, own_values) in zip(
-                slab, self._slab_heads(slab, layer, x, num, first=depth == 0, last=last), strict=True
-            ):
-                heads = _attend(query, own_keys, own_values, keys, values, bucket.size, None if last else bucket.mask)
-                seen.append(self._rows(heads, num))
+            if first_slab:
+                *query, keys, values = self._heads(projected[:head], num)
+                start_keys, start_values = self._start[depth]
+                keys = torch.cat([start_keys.repeat(num, 1, 1), keys], 1)
+                values = torch.cat([start_values.repeat(num, 1, 1), values], 1)
+                prefix.append((keys, values))
+                if not last:
+                    seen.append(self._rows(_attend_causally(query[0], keys, values), num))
+            if depth:
+                heads = self._slab_heads(slab, layer, normed[head:], projected[head:], num, last=last)
+            else:
+                heads = _first_heads(slab, num, last=last)
+            for bucket, (queries, own_keys, own_values) in zip(slab, heads, strict=True):
+                mask = None if last else bucket.mask
+                own = _attend(queries, own_keys, own_values, *prefix[depth], bucket.size, mask)
+                seen.append(self._rows(own, num))
             if last:
-                x = torch.cat([part[:, -1] for part in self._split(x, slab, num)])
+                x = torch.cat([part[:, -1] for part in _by_name(x[head:], slab, num)])
             x += layer.out(torch.cat(seen))
             x += layer.mlp(layer.norm_2(x))
-        pooled = self._project(self._final(x))
-        sizes = [num * bucket.count for bucket in slab]
-        return torch.cat([part.view(num, -1, pooled.shape[1]) for part in pooled.split(sizes)], 1)
+        pooled = self._project(self._final(x)).split([num * bucket.count for bucket in slab])
+        return torch.cat([part.unflatten(0, (num, -1)) for part in pooled], 1)
 
     def _slab_heads(
-        self, slab: Sequence[_Bucket], layer: Layer, x: Tensor, num: int, *, first: bool, last: bool
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Queries `(g * h, c * n or, in the last layer, c, d)`, keys and values `(g * h, c * n, d)`, by bucket."""
-        if first:
-            for bucket in slab:
-                query, keys, values = bucket.heads.expand(-1, num, -1, -1, -1).flatten(1, 2)
-                yield (query[:, bucket.size - 1 :: bucket.size] if last else query), keys, values
-            return
-        normed = layer.norm_1(x)
+        self, slab: Sequence[_Bucket], layer: Layer, normed: Tensor, projected: Tensor, num: int, *, last: bool
+    ) -> Iterator[Sequence[Tensor]]:
+        """By bucket: queries, keys and values `(g * h, c * n, d)`; in the last layer queries of end tokens only."""
+        parts = projected.split([num * bucket.num_rows for bucket in slab])
         if not last:
-            projected = layer.qkv(normed)
-            for part in projected.split([num * bucket.num_rows for bucket in slab]):
-                query, keys, values = self._heads(part, num)
-                yield query, keys, values
+            yield from (self._heads(part, num).unbind() for part in parts)
             return
-        ends = torch.cat([part[:, -1] for part in self._split(normed, slab, num)])
+        ends = torch.cat([part[:, -1] for part in _by_name(normed, slab, num)])
         queries = layer.query(ends).split([num * bucket.count for bucket in slab])
-        others = layer.key_value(normed).split([num * bucket.num_rows for bucket in slab])
-        for query, key_value in zip(queries, others, strict=True):
-            keys, values = self._heads(key_value, num)
-            yield self._heads(query, num)[0], keys, values
-
-    def _split(self, x: Tensor, slab: Sequence[_Bucket], num: int) -> list[Tensor]:
-        """Rows of a slab -> by bucket `(g * c, n, W)`."""
-        parts = x.split([num * bucket.num_rows for bucket in slab])
-        return [part.view(-1, bucket.size, x.shape[1]) for part, bucket in zip(parts, slab, strict=True)]
+        for query, part in zip(queries, parts, strict=True):
+            yield (*self._heads(query, num).unbind(), *self._heads(part, num).unbind())
 
     def _project(self, x: Tensor) -> Tensor:
         if isinstance(self._projection, nn.Linear):
@@ -235,6 +216,25 @@ class PackedText:
         elif self._projection is not None:
             x = x @ self._projection
         return F.normalize(x, dim=-1)
+
+
+def _first_heads(slab: Sequence[_Bucket], num: int, *, last: bool) -> Iterator[Sequence[Tensor]]:
+    """What `_slab_heads` gives, for the first layer: the same for all candidates."""
+    for bucket in slab:
+        query, keys, values = bucket.heads.expand(-1, num, -1, -1, -1).flatten(1, 2)
+        yield (query[:, bucket.size - 1 :: bucket.size] if last else query), keys, values
+
+
+def _by_name(x: Tensor, slab: Sequence[_Bucket], num: int) -> list[Tensor]:
+    """Rows of a slab -> by bucket `(g * c, n, W)`."""
+    parts = x.split([num * bucket.num_rows for bucket in slab])
+    return [part.unflatten(0, (-1, bucket.size)) for part, bucket in zip(parts, slab, strict=True)]
+
+
+def _attend_causally(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of `(b, M, d)` context tokens to the start token and to each other: keys, values `(b, 1 + M, d)`."""
+    mask = torch.ones(query.shape[1], keys.shape[1], dtype=torch.bool, device=query.device).tril(1)
+    return F.scaled_dot_product_attention(query[None], keys[None], values[None], attn_mask=mask, scale=1.0)[0]
 
 
 def _attend(

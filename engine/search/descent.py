@@ -206,9 +206,9 @@ class Momentum:
 
     k: int = 2
     """Probes a step."""
-    h: float = 0.05
+    h: float = 0.03
     """Root mean square of a probe's entries, in units of theta (the standard deviation of a token embedding)."""
-    radius: float = 0.05
+    radius: float = 0.3
     """Root mean square of the first step's entries, in units of theta."""
     beta: float = 0.9
     decay: str = "cosine"

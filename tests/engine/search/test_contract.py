@@ -64,7 +64,8 @@ def test_improves_on_a_sphere_from_zero_within_the_limit(name):
         done += len(thetas)
     best = search.recommend()
     assert best.shape == (DIM,) and best.dtype == np.float32
-    assert sphere(best[None])[0] < 0.75 * DIM
+    # From 10. The slowest is OnePlusOne, whose step-size rule a batch of 20 blunts.
+    assert sphere(best[None])[0] < 0.9 * DIM
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -80,4 +80,5 @@ def test_the_registry_imports_nothing_heavy():
         "import sys; import engine.search; engine.search.describe(); engine.search.make('momentum');"
         "print([name for name in ('torch', 'ray', 'nevergrad', 'cma', 'matplotlib') if name in sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

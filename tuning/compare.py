@@ -1,0 +1,415 @@
+"""Comparisons on Ray Tune: trials of one CPU each, in actors that are reused, so that torch is imported and a box
+opened once per slot and not once per trial.
+
+What is done is decided by the trials' own folders: a killed comparison goes on where each of its trials stood, and
+Tune's own state is a log that nobody reads back. Knows nothing of what a trial is and of how it is reported.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.artifact import write_text
+from engine.errors import ArtifactError, BoxError, KeyholeError, RecipeError
+from engine.loop import Step
+from tuning import choose, gate, report, track
+from tuning.protocol import Comparison, make_comparison, trials_of
+from tuning.track import Board
+from tuning.trials import ERROR, TRIAL, carry_out, done, write_error
+
+log = logging.getLogger(__name__)
+
+SETTINGS, TRIALS, TUNE = "compare.yaml", "trials", "tune"
+OBJECT_STORE_BYTES = 200 * 2**20
+"""Of a local Ray that a comparison starts itself: trials pass nothing through it."""
+HEARD_S = 1.0
+"""A trial tells how far it is no more often than this: a report waits for the driver."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Where trials run."""
+
+    parallel: int | None = None
+    """Trials at once; None: as many as the cluster's CPUs and GPUs allow; 0: in this process, without Ray."""
+    address: str | None = None
+    """Of a running Ray; None: RAY_ADDRESS, or a local Ray for the time of the comparison."""
+
+
+def compare(
+    comparison: Comparison | None,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    cluster: Cluster | None = None,
+    trackers: Sequence[str] = (),
+    board: Board | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Run a comparison and write its report; returns what `summary.json` holds.
+
+    Args:
+        comparison: its settings; None with `resume`, which takes them from the folder.
+        out: the comparison's folder, on a file system that all nodes share.
+        resume: go on with a folder that was begun; finished trials are not repeated, failed ones tried again.
+        cluster: where trials run.
+        trackers: of `tuning.track.TRACKERS`.
+        board: told of every trial's progress.
+        stop: set by whoever wants it to end early; the report is then of what is there.
+
+    Raises KeyholeError for a mistake in the settings, before anything runs; a trial that fails is a row of the report.
+    """
+    out, cluster = Path(out).absolute(), cluster or Cluster()
+    board, stop = board or Board(lambda line: None), stop or threading.Event()
+    comparison = _settled(comparison, out, resume)
+    callbacks = track.check(trackers)
+    trials_of(comparison)  # every mistake in the settings is found here
+    started = time.monotonic()
+
+    def run(folders: Sequence[Path], search: choose.Plan | None = None) -> None:
+        """Carry out what is not done yet."""
+        todo = [folder for folder in folders if not done(folder)]
+        board.expect(len(folders), len(folders) - len(todo))
+        if (todo or (search is not None and not folders)) and not stop.is_set():
+            if cluster.parallel == 0:
+                _in_turn(todo, board, stop)
+            else:
+                _on_tune(todo, out, cluster, callbacks, board, stop, search)
+
+    with _connected(cluster) if cluster.parallel != 0 else closing(_Nothing()):
+        gate.check(comparison, out / "gate", run)
+        chosen = choose.choose(comparison, out / "search", run, in_turn=cluster.parallel == 0)
+        if not stop.is_set():
+            run([trial.write(out / TRIALS) for trial in trials_of(comparison, chosen)])
+    write_text(out / "took.json", json.dumps({"seconds": round(time.monotonic() - started, 1)}) + "\n")
+    return report.remake(out)
+
+
+def _settled(comparison: Comparison | None, out: Path, resume: bool) -> Comparison:
+    """The settings, those of the folder for a resumed one; they are written before anything runs."""
+    import yaml
+
+    file = out / SETTINGS
+    if resume:
+        if not file.exists():
+            raise ArtifactError(f"{out} holds no {SETTINGS}: nothing to resume; start it with keyhole compare --out")
+        return make_comparison(yaml.safe_load(file.read_text(encoding="utf-8")))
+    if file.exists():
+        raise ArtifactError(f"{out} already holds a comparison; go on with it by --resume, or name another --out")
+    assert comparison is not None
+    trials_of(comparison)
+    try:
+        (out / TRIALS).mkdir(parents=True, exist_ok=True)
+        write_text(file, yaml.safe_dump(comparison.as_dict(), sort_keys=False))
+    except OSError as error:
+        raise ArtifactError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from error
+    return comparison
+
+
+class _Nothing:
+    def close(self) -> None:
+        """No Ray was connected."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In this process
+
+
+def _in_turn(folders: Sequence[Path], board: Board, stop: threading.Event) -> None:
+    """One trial after another: the plain loop, for machines without Ray and to measure what Tune adds."""
+    for folder in folders:
+        board.begun(folder)
+        try:
+            with closing(carry_out(folder)) as rounds:
+                for step in rounds:
+                    board.heard(folder, _metrics(step))
+                    if stop.is_set():
+                        return
+        except Exception:  # the trial's folder says why; the others go on
+            pass
+        board.ended(folder)
+
+
+def _metrics(step: Step) -> dict[str, float]:
+    return {
+        "evaluations": step.evaluations,
+        "pairs": step.pairs,
+        "loss": step.loss,
+        "best_loss": step.best_loss,
+        "val_loss": step.best.val_loss,
+        "val_accuracy": step.best.val_accuracy,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On Ray Tune
+
+
+def _in_actor(config: Mapping[str, Any], *, make: Callable[[Mapping[str, Any]], Path], looks: bool) -> None:
+    """A trial in a Tune actor.
+
+    An error that the trial raises stays in its folder and does not end the actor, which has torch and boxes loaded.
+    """
+    from ray import tune
+
+    folder = make(config)
+    heard = time.monotonic()
+    metrics: dict[str, float] = {"evaluations": 0.0, "val_loss": float("inf")}
+    try:
+        with closing(carry_out(folder)) as rounds:
+            for step in rounds:
+                metrics = _metrics(step)
+                if (looks and step.look is not None) or time.monotonic() - heard > HEARD_S:
+                    tune.report(metrics)  # does not come back where the scheduler or the user ends the trial
+                    heard = time.monotonic()
+    except Exception as error:
+        tune.report({**metrics, "error": write_error(folder, error)})
+        return
+    tune.report({**metrics, **_outcome(folder)})
+
+
+def _outcome(folder: Path) -> dict[str, Any]:
+    """The numbers of a finished trial, for trackers."""
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+    names = ("evaluations", "accuracy", "zero_shot_accuracy", "val_accuracy", "train_loss", "test_pairs", "sequences")
+    return {name: result[name] for name in names if result[name] is not None}
+
+
+def _given(config: Mapping[str, Any]) -> Path:
+    return Path(config["trial"]["folder"])
+
+
+def _on_tune(
+    folders: Sequence[Path],
+    out: Path,
+    cluster: Cluster,
+    callbacks: Sequence[track.Tracker],
+    board: Board,
+    stop: threading.Event,
+    search: choose.Plan | None,
+) -> None:
+    """Trials as Tune trials, as many at once as there is room for."""
+    from ray import tune
+    from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
+
+    attempts = out / TUNE
+    number = 1 + max((int(path.name) for path in attempts.glob("*") if path.name.isdigit()), default=0)
+    if search is not None:
+        space, resources = {path: _domain(tune, s) for path, s in search.spaces.items()}, search.pool
+        make: Callable[[Mapping[str, Any]], Path] = search.make
+    else:
+        space = {"trial": tune.grid_search([_shown(folder) for folder in folders])}
+        resources = json.loads((folders[0] / TRIAL).read_text(encoding="utf-8"))["recipe"]["pool"]
+        make = _given
+    _room(resources)
+    asked = bool(callbacks) or (search is not None and search.asha)
+    trainable = tune.with_resources(
+        functools.partial(_in_actor, make=make, looks=asked), {"cpu": resources["cpus"], "gpu": resources["gpus"]}
+    )
+    algorithm, scheduler = (None, None) if search is None else _searcher(search)
+    tuner = Tuner(
+        trainable,
+        param_space=space if algorithm is None or search is None or search.searcher != "random" else {},
+        tune_config=TuneConfig(
+            metric="val_loss" if search is not None else None,
+            mode="min" if search is not None else None,
+            search_alg=algorithm,
+            scheduler=scheduler,
+            num_samples=1 if search is None else search.samples,
+            max_concurrent_trials=cluster.parallel,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: _title(trial.config, trial.trial_id),
+            trial_name_creator=lambda trial: _title(trial.config, trial.trial_id),
+        ),
+        run_config=RunConfig(
+            name=str(number),
+            storage_path=str(attempts),
+            verbose=0,
+            failure_config=FailureConfig(max_failures=1),
+            callbacks=[_listener(make, board), *(tracker.callback(out) for tracker in callbacks)],
+            stop=_stopper(stop),
+        ),
+    )
+    try:
+        tuner.fit()
+    except KeyboardInterrupt:
+        stop.set()
+    board.clear()
+
+
+def _shown(folder: Path) -> dict[str, Any]:
+    """What trackers show of a trial's settings."""
+    trial = json.loads((folder / TRIAL).read_text(encoding="utf-8"))
+    recipe = trial["recipe"]
+    return {
+        "folder": str(folder),
+        "method": trial["label"],
+        **{name: recipe[name] for name in ("task", "box", "shots", "seed", "budget")},
+    }
+
+
+def _title(config: Mapping[str, Any], trial_id: str) -> str:
+    return Path(config["trial"]["folder"]).name if "trial" in config else trial_id
+
+
+def _domain(tune: Any, space: Any) -> Any:
+    if space.kind in ("grid", "choice"):
+        return tune.choice(list(space.values))
+    return getattr(tune, space.kind)(*space.values)
+
+
+def _searcher(search: choose.Plan) -> tuple[Any, Any]:
+    """Tune's searcher and scheduler for a search."""
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search import BasicVariantGenerator
+
+    scheduler = None
+    if search.asha:
+        scheduler = ASHAScheduler(
+            time_attr="evaluations", max_t=int(search.budget), grace_period=max(1, int(search.budget / 9)),
+            reduction_factor=3,
+        )  # fmt: skip
+    if search.searcher == "nevergrad":
+        import nevergrad as ng
+        from ray.tune.search.nevergrad import NevergradSearch
+
+        return NevergradSearch(optimizer=ng.optimizers.OnePlusOne, points_to_evaluate=search.points or None), scheduler
+    if search.searcher == "optuna":
+        try:
+            from ray.tune.search.optuna import OptunaSearch
+
+            return OptunaSearch(seed=search.seed, points_to_evaluate=search.points or None), scheduler
+        except (ImportError, AssertionError):
+            raise RecipeError("searcher=optuna needs Optuna: pip install 'keyhole[optuna]'") from None
+    return BasicVariantGenerator(points_to_evaluate=search.points), scheduler
+
+
+def _listener(make: Callable[[Mapping[str, Any]], Path], board: Board) -> Any:
+    """Tune's callback that tells the board, and notes a trial whose process died."""
+    from ray.tune import Callback
+
+    class Listener(Callback):
+        def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            board.begun(make(trial.config))
+
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+            board.heard(make(trial.config), result)
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            board.ended(make(trial.config))
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            folder = make(trial.config)
+            if not (folder / ERROR).exists():
+                error = trial.get_pickled_error() or trial.get_error()
+                write_error(folder, f"the trial's process died: {str(error).strip().splitlines()[-1]}")
+            board.ended(folder)
+
+    return Listener()
+
+
+def _stopper(stop: threading.Event) -> Any:
+    """Tune's stopper that ends everything when the event is set."""
+    from ray.tune.stopper import Stopper
+
+    class Asked(Stopper):
+        def __call__(self, trial_id: str, result: Any) -> bool:
+            return stop.is_set()
+
+        def stop_all(self) -> bool:
+            return stop.is_set()
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}  # an event cannot travel, and need not: Tune pickles this for a restore that we do not use
+
+    return Asked()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ray
+
+
+class _connected:
+    """Ray for the time of a comparison: the one that is there, or a local one that is ended afterwards."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.own = False
+
+    def __enter__(self) -> None:
+        # Tune changes into each trial's folder otherwise, where relative paths of tasks mean something else; Ctrl-C is
+        # the command line's; its loggers would write three files a trial that nobody asked for.
+        for name, value in (
+            ("RAY_CHDIR_TO_TRIAL_DIR", "0"),
+            ("TUNE_DISABLE_SIGINT_HANDLER", "1"),
+            ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1"),
+            ("RAY_USAGE_STATS_ENABLED", "0"),
+            ("RAY_AIR_NEW_OUTPUT", "0"),
+        ):
+            os.environ.setdefault(name, value)
+        try:
+            import ray
+            from ray import tune  # noqa: F401
+        except ImportError:
+            raise RecipeError(
+                "a comparison needs Ray Tune: pip install 'ray[tune]', or run its trials in turn with --parallel 0"
+            ) from None
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        if ray.is_initialized():
+            return
+        address = self.cluster.address or os.environ.get("RAY_ADDRESS")
+        try:
+            if address:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            else:
+                ray.init(
+                    address="local",
+                    num_cpus=max(os.cpu_count() or 1, self.cluster.parallel or 0),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise BoxError(
+                f"no Ray at {address or 'this machine'} ({error}); check --address, and RAY_AUTH_MODE=token if the "
+                "cluster asks for a token"
+            ) from error
+        self.own = True
+
+    def __exit__(self, *error: object) -> None:
+        import ray
+
+        if self.own:
+            ray.shutdown()
+
+
+def _room(resources: Mapping[str, Any]) -> None:
+    """Raise BoxError where no node could ever hold one trial: Tune would wait for ever."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fits = any(
+        node.get("CPU", 0) >= resources["cpus"] and node.get("GPU", 0) >= resources["gpus"] for node in nodes
+    )
+    if not fits and not os.environ.get("RAY_CLUSTER_AUTOSCALES"):
+        raise BoxError(
+            f"a trial asks for {resources['cpus']:g} CPUs and {resources['gpus']:g} GPUs, but no node of this cluster "
+            f"has them ({ray.cluster_resources()}); lower pool.cpus or pool.gpus"
+        )
+
+
+__all__ = ["Cluster", "KeyholeError", "compare"]

@@ -1,0 +1,134 @@
+"""Trials of a comparison: the folder is the truth. Each is an ordinary run folder with two files besides:
+
+`trial.json`, what it is, written before it starts, and `reads.json`, what was read of its artifact afterwards (other
+classes, other tasks). A trial is done when both `result.json` and `reads.json` are there; until then it is begun, or
+gone on with, from what its folder holds. A failed one leaves `error.json`.
+Knows nothing of Ray and of reports.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from engine import search
+from engine.artifact import Artifact, write_text
+from engine.errors import ArtifactError, KeyholeError
+from engine.loop import Step
+from tuning import queryless
+from tuning.evaluate import evaluate
+from tuning.opened import opened
+from tuning.recipe import Recipe, make_recipe
+from tuning.run import RESULT, Tuning
+
+log = logging.getLogger(__name__)
+
+TRIAL, READS, ERROR, STOPPED = "trial.json", "reads.json", "error.json", "stopped.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One run of a comparison."""
+
+    name: str
+    """Of its folder."""
+    label: str
+    """How tables call its method: the name, with what it is compared in (`momentum radius=0.1`)."""
+    recipe: Mapping[str, Any]
+    """All settings, as `recipe.yaml` holds them."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Values of compared and of searched settings, by dotted path."""
+    new_half: bool = False
+    """Tuned on the base classes, to be tested on the new ones as well."""
+    shift: tuple[str, ...] = ()
+    """Tasks that the artifact is tested on besides its own."""
+    search: str | None = None
+    """The search on validation whose choice `config` is, if there was one."""
+
+    def write(self, home: Path) -> Path:
+        """Make the trial's folder below `home`."""
+        folder = home / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / TRIAL, json.dumps(asdict(self), indent=2) + "\n")
+        return folder
+
+    @classmethod
+    def read(cls, folder: Path) -> Trial:
+        """What `write` wrote. Raises ArtifactError where it is not there."""
+        try:
+            told = json.loads((folder / TRIAL).read_text(encoding="utf-8"))
+            return cls(**{**told, "shift": tuple(told["shift"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ArtifactError(
+                f"{folder} holds no trial that can be read here ({error}); the comparison's folder must lie on a "
+                "file system that all nodes of the cluster share, and be of this version"
+            ) from error
+
+
+def done(folder: Path) -> bool:
+    """Whether nothing is left to do for this trial."""
+    return (folder / READS).exists() and ((folder / RESULT).exists() or (folder / STOPPED).exists())
+
+
+def carry_out(folder: Path) -> Iterator[Step]:
+    """Begin a trial, or go on with it, in this process, step by step.
+
+    Raises what the run raises, once `error.json` says it; closing the generator writes a checkpoint.
+    """
+    trial = Trial.read(folder)
+    (folder / ERROR).unlink(missing_ok=True)
+    try:
+        recipe = make_recipe(trial.recipe)
+        if not (folder / RESULT).exists():
+            yield from _tuned(recipe, folder)
+        write_text(folder / READS, json.dumps(_reads(trial, folder), indent=2) + "\n")
+    except Exception as error:
+        write_error(folder, error)
+        raise
+
+
+def _tuned(recipe: Recipe, folder: Path) -> Iterator[Step]:
+    method = None if queryless.is_queryless(recipe.method) else search.make(recipe.method, recipe.options)
+    tuning = Tuning(recipe, folder, resume=True, opened=opened(recipe, method))
+    rounds = iter(tuning)
+    try:
+        yield from rounds
+    finally:
+        if not tuning.result:
+            tuning.checkpoint()
+
+
+def write_error(folder: Path, error: BaseException | str) -> str:
+    """Note why a trial failed; returns the sentence."""
+    if isinstance(error, KeyholeError) or isinstance(error, str):
+        sentence = str(error)
+    else:
+        sentence = f"{type(error).__name__}: {error}"
+        log.warning("trial %s failed", folder.name, exc_info=error)
+    write_text(folder / ERROR, json.dumps({"error": sentence}) + "\n")
+    return sentence
+
+
+def _reads(trial: Trial, folder: Path) -> dict[str, Any]:
+    """Further accuracies of the artifact; None where it does not carry over, with the reason."""
+    artifact = Artifact.load(folder)
+    own = artifact.meta["task"]
+    found: dict[str, Any] = {"new": None, "shift": {}}
+    if trial.new_half:
+        new = replace(artifact, meta={**artifact.meta, "task": {**own, "half": "new"}})
+        found["new"] = _read(new, own["uri"])
+    for uri in trial.shift:
+        found["shift"][uri] = _read(artifact, uri)
+    return found
+
+
+def _read(artifact: Artifact, task: str) -> dict[str, Any]:
+    try:
+        told = evaluate(artifact, task_uri=task)
+    except ArtifactError as error:
+        return {"accuracy": None, "why": str(error)}
+    return {name: told[name] for name in ("zero_shot_accuracy", "accuracy", "images")}

@@ -27,7 +27,7 @@ EMBED_DIM = 64
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 INTERPOLATION = "bicubic"
 HASHES = {
-    "resnet": "a8adcacb5b252b3e536cbfdd87dbeea23020a3c8e5d232a3ada8e9334dffdfca",
+    "resnet": "00cb2c83919d817eb4067249354236d0bb1465cfacf67996c7fd8f9f3ef49f58",
 }
 """SHA-256 of each shipped file: which weights the numbers in README.md belong to."""
 _FOLDER = Path(__file__).parent / "weights"

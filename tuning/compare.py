@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.artifact import write_text
-from engine.errors import ArtifactError, BoxError, KeyholeError, RecipeError
+from engine.errors import ArtifactError, BoxError, RecipeError
 from engine.loop import Step
 from tuning import choose, gate, report, track
 from tuning.protocol import Comparison, make_comparison, trials_of
 from tuning.track import Board
-from tuning.trials import ERROR, TRIAL, carry_out, done, write_error
+from tuning.trials import ERROR, TRIAL, carry_out, done, write_error, write_stopped
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ def compare(
     callbacks = track.check(trackers)
     trials_of(comparison)  # every mistake in the settings is found here
     started = time.monotonic()
+    ray = _Connected(cluster)
 
     def run(folders: Sequence[Path], search: choose.Plan | None = None) -> None:
         """Carry out what is not done yet."""
@@ -84,9 +85,9 @@ def compare(
             if cluster.parallel == 0:
                 _in_turn(todo, board, stop)
             else:
-                _on_tune(todo, out, cluster, callbacks, board, stop, search)
+                _on_tune(todo, out, cluster, callbacks, board, stop, search, ray.own)
 
-    with _connected(cluster) if cluster.parallel != 0 else closing(_Nothing()):
+    with ray:
         gate.check(comparison, out / "gate", run)
         chosen = choose.choose(comparison, out / "search", run, in_turn=cluster.parallel == 0)
         if not stop.is_set():
@@ -114,11 +115,6 @@ def _settled(comparison: Comparison | None, out: Path, resume: bool) -> Comparis
     except OSError as error:
         raise ArtifactError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from error
     return comparison
-
-
-class _Nothing:
-    def close(self) -> None:
-        """No Ray was connected."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -200,6 +196,7 @@ def _on_tune(
     board: Board,
     stop: threading.Event,
     search: choose.Plan | None,
+    own: bool,
 ) -> None:
     """Trials as Tune trials, as many at once as there is room for."""
     from ray import tune
@@ -207,40 +204,40 @@ def _on_tune(
 
     attempts = out / TUNE
     number = 1 + max((int(path.name) for path in attempts.glob("*") if path.name.isdigit()), default=0)
-    if search is not None:
-        space, resources = {path: _domain(tune, s) for path, s in search.spaces.items()}, search.pool
-        make: Callable[[Mapping[str, Any]], Path] = search.make
+    adaptive = search is not None and search.searcher != "random"
+    if search is not None and adaptive:
+        space = {path: _domain(tune, each) for path, each in search.spaces.items()}
+        resources, make = search.pool, search.make
     else:
         space = {"trial": tune.grid_search([_shown(folder) for folder in folders])}
-        resources = json.loads((folders[0] / TRIAL).read_text(encoding="utf-8"))["recipe"]["pool"]
-        make = _given
-    _room(resources)
+        resources, make = json.loads((folders[0] / TRIAL).read_text(encoding="utf-8"))["recipe"]["pool"], _given
+    _room(resources, own)
+    here = _Here(board, stop)
     asked = bool(callbacks) or (search is not None and search.asha)
     trainable = tune.with_resources(
         functools.partial(_in_actor, make=make, looks=asked), {"cpu": resources["cpus"], "gpu": resources["gpus"]}
     )
-    algorithm, scheduler = (None, None) if search is None else _searcher(search)
     tuner = Tuner(
         trainable,
-        param_space=space if algorithm is None or search is None or search.searcher != "random" else {},
+        param_space=space,
         tune_config=TuneConfig(
-            metric="val_loss" if search is not None else None,
-            mode="min" if search is not None else None,
-            search_alg=algorithm,
-            scheduler=scheduler,
-            num_samples=1 if search is None else search.samples,
+            metric=None if search is None else "val_loss",
+            mode=None if search is None else "min",
+            search_alg=_searcher(search) if search is not None and adaptive else None,
+            scheduler=_scheduler(search) if search is not None and search.asha else None,
+            num_samples=search.samples if search is not None and adaptive else 1,
             max_concurrent_trials=cluster.parallel,
             reuse_actors=True,
-            trial_dirname_creator=lambda trial: _title(trial.config, trial.trial_id),
-            trial_name_creator=lambda trial: _title(trial.config, trial.trial_id),
+            trial_dirname_creator=_title,
+            trial_name_creator=_title,
         ),
         run_config=RunConfig(
             name=str(number),
             storage_path=str(attempts),
             verbose=0,
             failure_config=FailureConfig(max_failures=1),
-            callbacks=[_listener(make, board), *(tracker.callback(out) for tracker in callbacks)],
-            stop=_stopper(stop),
+            callbacks=[_listener(make, here), *(tracker.callback(out) for tracker in callbacks)],
+            stop=_stopper(here),
         ),
     )
     try:
@@ -261,8 +258,9 @@ def _shown(folder: Path) -> dict[str, Any]:
     }
 
 
-def _title(config: Mapping[str, Any], trial_id: str) -> str:
-    return Path(config["trial"]["folder"]).name if "trial" in config else trial_id
+def _title(trial: Any) -> str:
+    given = trial.config.get("trial")
+    return Path(given["folder"]).name if given else trial.trial_id
 
 
 def _domain(tune: Any, space: Any) -> Any:
@@ -271,69 +269,86 @@ def _domain(tune: Any, space: Any) -> Any:
     return getattr(tune, space.kind)(*space.values)
 
 
-def _searcher(search: choose.Plan) -> tuple[Any, Any]:
-    """Tune's searcher and scheduler for a search."""
-    from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search import BasicVariantGenerator
-
-    scheduler = None
-    if search.asha:
-        scheduler = ASHAScheduler(
-            time_attr="evaluations", max_t=int(search.budget), grace_period=max(1, int(search.budget / 9)),
-            reduction_factor=3,
-        )  # fmt: skip
+def _searcher(search: choose.Plan) -> Any:
+    """Tune's searcher of this name; what was tried before is told first, and then costs nothing."""
     if search.searcher == "nevergrad":
         import nevergrad as ng
         from ray.tune.search.nevergrad import NevergradSearch
 
-        return NevergradSearch(optimizer=ng.optimizers.OnePlusOne, points_to_evaluate=search.points or None), scheduler
-    if search.searcher == "optuna":
-        try:
-            from ray.tune.search.optuna import OptunaSearch
+        # Few tries of few settings: (1+1) needs no population.
+        return NevergradSearch(optimizer=ng.optimizers.OnePlusOne, points_to_evaluate=search.tried() or None)
+    try:
+        from ray.tune.search.optuna import OptunaSearch
 
-            return OptunaSearch(seed=search.seed, points_to_evaluate=search.points or None), scheduler
-        except (ImportError, AssertionError):
-            raise RecipeError("searcher=optuna needs Optuna: pip install 'keyhole[optuna]'") from None
-    return BasicVariantGenerator(points_to_evaluate=search.points), scheduler
+        return OptunaSearch(seed=search.seed, points_to_evaluate=search.tried() or None)
+    except (ImportError, AssertionError):
+        raise RecipeError("searcher=optuna needs Optuna: pip install 'keyhole[optuna]'") from None
 
 
-def _listener(make: Callable[[Mapping[str, Any]], Path], board: Board) -> Any:
-    """Tune's callback that tells the board, and notes a trial whose process died."""
+def _scheduler(search: choose.Plan) -> Any:
+    """ASHA (Li et al. 2020, arXiv 1810.05934) over evaluations."""
+    from ray.tune.schedulers import ASHAScheduler
+
+    return ASHAScheduler(
+        time_attr="evaluations", max_t=int(search.budget), grace_period=max(1, int(search.budget / 9)),
+        reduction_factor=3,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Here:
+    """What belongs to this process: Tune pickles its callbacks for a restore that we do not use."""
+
+    board: Board | None = None
+    stop: threading.Event | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Here, ()
+
+    @property
+    def stopping(self) -> bool:
+        return self.stop is not None and self.stop.is_set()
+
+
+def _listener(make: Callable[[Mapping[str, Any]], Path], here: _Here) -> Any:
+    """Tune's callback that tells the board, and notes trials that died or that the scheduler ended."""
     from ray.tune import Callback
 
     class Listener(Callback):
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            board.begun(make(trial.config))
+            here.board.begun(make(trial.config))
 
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-            board.heard(make(trial.config), result)
+            here.board.heard(make(trial.config), result)
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            board.ended(make(trial.config))
+            folder = make(trial.config)
+            if here.stopping:
+                return
+            if not done(folder) and not (folder / ERROR).exists():
+                write_stopped(folder)
+            here.board.ended(folder)
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             folder = make(trial.config)
             if not (folder / ERROR).exists():
-                error = trial.get_pickled_error() or trial.get_error()
-                write_error(folder, f"the trial's process died: {str(error).strip().splitlines()[-1]}")
-            board.ended(folder)
+                error = str(trial.get_pickled_error() or trial.get_error()).strip()
+                write_error(folder, f"the trial's process died: {error.splitlines()[0] if error else 'no word of why'}")
+            here.board.ended(folder)
 
     return Listener()
 
 
-def _stopper(stop: threading.Event) -> Any:
-    """Tune's stopper that ends everything when the event is set."""
+def _stopper(here: _Here) -> Any:
+    """Tune's stopper that ends everything when the user asks."""
     from ray.tune.stopper import Stopper
 
     class Asked(Stopper):
         def __call__(self, trial_id: str, result: Any) -> bool:
-            return stop.is_set()
+            return here.stopping
 
         def stop_all(self) -> bool:
-            return stop.is_set()
-
-        def __getstate__(self) -> dict[str, Any]:
-            return {}  # an event cannot travel, and need not: Tune pickles this for a restore that we do not use
+            return here.stopping
 
     return Asked()
 
@@ -342,7 +357,7 @@ def _stopper(stop: threading.Event) -> Any:
 # Ray
 
 
-class _connected:
+class _Connected:
     """Ray for the time of a comparison: the one that is there, or a local one that is ended afterwards."""
 
     def __init__(self, cluster: Cluster) -> None:
@@ -350,6 +365,8 @@ class _connected:
         self.own = False
 
     def __enter__(self) -> None:
+        if self.cluster.parallel == 0:
+            return
         # Tune changes into each trial's folder otherwise, where relative paths of tasks mean something else; Ctrl-C is
         # the command line's; its loggers would write three files a trial that nobody asked for.
         for name, value in (
@@ -388,28 +405,26 @@ class _connected:
                 f"no Ray at {address or 'this machine'} ({error}); check --address, and RAY_AUTH_MODE=token if the "
                 "cluster asks for a token"
             ) from error
-        self.own = True
+        self.own = True  # this process connected, and the local Ray, if it is one, ends with it
 
     def __exit__(self, *error: object) -> None:
-        import ray
-
         if self.own:
+            import ray
+
             ray.shutdown()
 
 
-def _room(resources: Mapping[str, Any]) -> None:
-    """Raise BoxError where no node could ever hold one trial: Tune would wait for ever."""
+def _room(resources: Mapping[str, Any], own: bool) -> None:
+    """Tune would wait for ever where no node can hold one trial: refuse that on a Ray of our own, warn on others'."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fits = any(
-        node.get("CPU", 0) >= resources["cpus"] and node.get("GPU", 0) >= resources["gpus"] for node in nodes
+    if any(node.get("CPU", 0) >= resources["cpus"] and node.get("GPU", 0) >= resources["gpus"] for node in nodes):
+        return
+    sentence = (
+        f"a trial asks for {resources['cpus']:g} CPUs and {resources['gpus']:g} GPUs, and no node of this Ray has them "
+        f"now ({ray.cluster_resources()}); lower pool.cpus or pool.gpus"
     )
-    if not fits and not os.environ.get("RAY_CLUSTER_AUTOSCALES"):
-        raise BoxError(
-            f"a trial asks for {resources['cpus']:g} CPUs and {resources['gpus']:g} GPUs, but no node of this cluster "
-            f"has them ({ray.cluster_resources()}); lower pool.cpus or pool.gpus"
-        )
-
-
-__all__ = ["Cluster", "KeyholeError", "compare"]
+    if own:
+        raise BoxError(sentence)
+    log.warning("%s, unless the cluster grows", sentence)

@@ -23,7 +23,7 @@ from tuning import queryless
 from tuning.evaluate import evaluate
 from tuning.opened import opened
 from tuning.recipe import Recipe, make_recipe
-from tuning.run import RESULT, Tuning
+from tuning.run import HISTORY, RESULT, Tuning
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Trial:
 
 def done(folder: Path) -> bool:
     """Whether nothing is left to do for this trial."""
-    return (folder / READS).exists() and ((folder / RESULT).exists() or (folder / STOPPED).exists())
+    return (folder / STOPPED).exists() or ((folder / READS).exists() and (folder / RESULT).exists())
 
 
 def carry_out(folder: Path) -> Iterator[Step]:
@@ -111,6 +111,20 @@ def write_error(folder: Path, error: BaseException | str) -> str:
         log.warning("trial %s failed", folder.name, exc_info=error)
     write_text(folder / ERROR, json.dumps({"error": sentence}) + "\n")
     return sentence
+
+
+def write_stopped(folder: Path) -> None:
+    """Note that a scheduler ended a trial: it is not to be gone on with."""
+    write_text(folder / STOPPED, "{}\n")
+
+
+def looks(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a trial's history, also of one that was never finished."""
+    try:
+        lines = (folder / HISTORY).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def _reads(trial: Trial, folder: Path) -> dict[str, Any]:

@@ -1,94 +1,168 @@
 """The image tower of an open_clip model: pixels in [0, 1] -> L2-normalised features, plain or with pixel frames.
 
-Three savings are exact and taken where the architecture allows: the patch projection is linear, so that of an image
-and that of a frame are computed once each and added; the last layer is computed for the pooled token only; images are
-normalised once. A canary at opening compares this with the plain model, which is the fall-back.
+What is taken where the architecture allows, each exact up to rounding. Transformers: the patch projection is linear,
+so that of an image and that of a frame are computed once each and added; the last layer is computed for the pooled
+token only; linear layers are those of packed_layers.py. ResNets: batch norms are folded into the convolutions, whose
+channels lie innermost. A canary at opening compares this with the plain model, which is the fall-back. Sums that are
+clipped are not linear, so there nothing but the pixels is kept.
 
-Letters in shapes: n images, B rows, P candidates, H image side, E joint width, G patches, V tower width.
+Letters in shapes: n images, B rows, P candidates, g of them together, H image side, E joint width, G patches, V tower
+width, h heads.
 Knows nothing of files, text, or of how frames are searched.
 """
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from engine.boxes.packed_layers import Layer, prepare_layers
 from engine.images import Preprocess
 
 logger = logging.getLogger(__name__)
 
 CANARY_TOLERANCE = 1e-5
 """Absolute, on normalised features: some ten times what reordering fp32 sums does."""
+TOKEN_ROWS = {True: 1024, False: 16384}
+"""Tokens of a transformer's micro-batch, on a CPU or not: enough to fill a matrix product, few enough to stay near."""
+PIXELS = {True: 2**18, False: 2**23}
+"""Pixels of a ResNet's micro-batch, on a CPU or not."""
+_PLAIN_IMAGES = 32
 
 
 class ImageTower:
     """A frozen image tower in evaluation mode.
 
     Args:
-        model: An open_clip CLIP, CustomTextCLIP or CoCa.
+        model: An open_clip CLIP, CustomTextCLIP or CoCa, on the device where it is to compute.
         preprocess: Its preprocessing; mean and standard deviation are applied here.
-        batch: Images of a micro-batch: bits depend on it, so it is never chosen by load.
+        clip: Clip the sum of an image and a frame to [0, 1], as whoever takes 8-bit images does.
+        prepack: See `packed_layers.prepare_layers`; False where autocast is to see the linear layers.
+        batch: Images of a micro-batch; None: by the model's shapes. Bits depend on it, so it is never chosen by load.
         path: "auto" chooses; "plain" forces the model's own forward.
     """
 
-    def __init__(self, model: Any, preprocess: Preprocess, *, batch: int = 32, path: str = "auto") -> None:
+    def __init__(
+        self,
+        model: Any,
+        preprocess: Preprocess,
+        *,
+        clip: bool = False,
+        prepack: bool = True,
+        batch: int | None = None,
+        path: str = "auto",
+    ) -> None:
         self.model = model
         self.preprocess = preprocess
-        self.batch = batch
+        self.clip = clip
         self.encodes = 0
         """Images encoded so far."""
         device = next(model.parameters()).device
+        self._on_cpu = device.type == "cpu"
         self._mean = torch.tensor(preprocess.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(preprocess.std, device=device).view(1, 3, 1, 1)
+        self._layers: tuple[Layer, ...] = ()
+        self._folded: nn.Module | None = None
         self.path = "plain"
-        """`patches` (projection cached, last layer for the pooled token) or `plain`."""
+        """`patches` (a transformer's fast way), `folded` (a ResNet's) or `plain`."""
         self.why = "asked for" if path == "plain" else _obstacle(model.visual)
         """Why the path is plain; empty where it is not."""
         if not self.why:
-            self.path = "patches"
+            if type(model.visual) is ModifiedResNet:
+                self.path, self._folded = "folded", _without_norms(model.visual)
+            else:
+                self.path, self._layers = "patches", _layers(model.visual, prepack)
+        self.batch = self._images_per_call() if batch is None else batch
+        """Images of a micro-batch."""
+        if not self.why:
             self._check()
 
+    @property
+    def linear(self) -> bool:
+        """Whether what `project` keeps is the patch projection, and not the pixels."""
+        return self.path == "patches" and not self.clip
+
+    @property
+    def projected_bytes(self) -> int:
+        """Bytes of `project` of one image."""
+        if not self.linear:
+            return 4 * 3 * self.preprocess.size**2
+        tokens, width = self.model.visual.positional_embedding.shape
+        return 4 * (tokens - 1) * width
+
     def encode(self, pixels: Tensor) -> Tensor:
-        """`(n, 3, H, H)` in [0, 1] -> `(n, E)`, by the model's own forward."""
-        parts = [self._plain(part) for part in pixels.split(self.batch)]
-        return torch.cat(parts)
+        """`(n, 3, H, H)` in [0, 1] -> `(n, E)`."""
+        return torch.cat([self._features(part) for part in pixels.split(self.batch)])
 
     def project(self, pixels: Tensor) -> Tensor:
         """What of `encode_framed` depends on the images alone: to be computed once and kept.
 
-        `(n, 3, H, H)` -> `(n, G, V)` patch projections, or the pixels themselves where the path is plain.
+        `(n, 3, H, H)` -> `(n, G, V)` patch projections, or the pixels themselves where the sum is not linear.
         """
-        if self.path == "plain":
+        if not self.linear:
             return pixels
         return torch.cat([self._patches((part - self._mean) / self._std) for part in pixels.split(self.batch)])
 
     def encode_framed(self, projected: Tensor, frames: Tensor) -> Tensor:
-        """Features of each image under each frame.
+        """Features of each image under each frame. Where `frames` needs a gradient, it flows.
 
         Args:
             projected: `project` of B images.
-            frames: `(P, 3, H, H)`, added to the images in units of [0, 1]. Sums are not clipped.
+            frames: `(P, 3, H, H)`, added to the images in units of [0, 1].
 
         Returns:
-            `(P, B, E)`. A candidate's bits do not depend on the other candidates.
+            `(P, B, E)`. On a CPU a candidate's bits do not depend on the other candidates; elsewhere small batches
+            of several candidates are joined, and they agree to rounding.
         """
-        if self.path == "plain":
-            return torch.stack([self.encode(projected + frame) for frame in frames])
+        together = 1 if self._on_cpu else max(1, self.batch // max(1, len(projected)))
         answers = []
-        for frame in frames:
-            moved = self._patches(frame[None] / self._std)
-            parts = [self._from_patches(part + moved) for part in projected.split(self.batch)]
-            answers.append(torch.cat(parts))
-        return torch.stack(answers)
+        for some in frames.split(together):
+            moved = self._patches(some / self._std) if self.linear else some
+            parts = []
+            for part in projected.split(self.batch):
+                sums = (part + moved[:, None]).flatten(0, 1)
+                if self.clip:
+                    sums = sums.clamp(0, 1)
+                found = self._from_patches(sums) if self.linear else self._features(sums)
+                parts.append(found.unflatten(0, (len(some), len(part))))
+            answers.append(torch.cat(parts, 1))
+        return torch.cat(answers)
 
-    def _plain(self, pixels: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the bits of two fixed images' features: differs wherever features would. Not counted."""
+        before = self.encodes
+        features = self.encode(self._noise()[:2])
+        self.encodes = before
+        return hashlib.sha256(features.to("cpu", torch.float32).contiguous().numpy().tobytes()).hexdigest()
+
+    def _images_per_call(self) -> int:
+        if self.path == "patches":
+            return max(1, TOKEN_ROWS[self._on_cpu] // len(self.model.visual.positional_embedding))
+        if self.path == "folded":
+            return max(1, PIXELS[self._on_cpu] // self.preprocess.size**2)
+        return _PLAIN_IMAGES
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """One micro-batch `(n, 3, H, H)` in [0, 1] -> `(n, E)`, by the way taken."""
+        normalised = (pixels - self._mean) / self._std
+        if self.path == "patches":
+            return self._from_patches(self._patches(normalised))
         self.encodes += len(pixels)
-        return self.model.encode_image((pixels - self._mean) / self._std, normalize=True)
+        if self._folded is not None:
+            found = self._folded(normalised.contiguous(memory_format=torch.channels_last))
+            return F.normalize(found.float(), dim=-1)
+        return self.model.encode_image(normalised, normalize=True)
 
     def _patches(self, normalised: Tensor) -> Tensor:
         """`(n, 3, H, H)` -> `(n, G, V)`: the convolution, which is linear and has no bias."""
@@ -100,30 +174,40 @@ class ImageTower:
         visual = self.model.visual
         start = visual.class_embedding.expand(len(patches), 1, -1)
         x = visual.ln_pre(torch.cat([start, patches], 1) + visual.positional_embedding)
-        for block in visual.transformer.resblocks[:-1]:
-            x = block(x)
-        pooled = visual.ln_post(_last_block(visual.transformer.resblocks[-1], x))
-        return F.normalize(pooled @ visual.proj, dim=-1)
+        if torch.is_grad_enabled() and x.requires_grad:  # packed layers are for inference
+            pooled = visual.transformer(x)[:, 0]
+        else:
+            pooled = _pooled(self._layers, x, visual.transformer.resblocks[0].attn.num_heads)
+        return F.normalize((visual.ln_post(pooled) @ visual.proj).float(), dim=-1)
+
+    def _noise(self) -> Tensor:
+        """`(4, 3, H, H)`: fixed images in [0, 1]."""
+        side = self.preprocess.size
+        return torch.rand((4, 3, side, side), generator=torch.Generator().manual_seed(0)).to(self._mean.device)
 
     @torch.inference_mode()
     def _check(self) -> None:
         """The canary: two images under two frames by both ways. A mismatch falls back and says so."""
-        side, before = self.preprocess.size, self.encodes
-        noise = torch.rand((4, 3, side, side), generator=torch.Generator().manual_seed(0)).to(self._mean.device)
+        before, noise = self.encodes, self._noise()
         images, frames = noise[:2], noise[2:] - 0.5
         fast = self.encode_framed(self.project(images), frames)
-        plain = torch.stack([self.encode(images + frame) for frame in frames])
+        sums = (images + frames[:, None]).flatten(0, 1)
+        sums = sums.clamp(0, 1) if self.clip else sums
+        plain = self.model.encode_image((sums - self._mean) / self._std, normalize=True).view_as(fast)
         self.encodes = before
         difference = float((fast - plain).abs().max())
         if not difference <= CANARY_TOLERANCE:
-            self.path, self.why = "plain", f"the fast path differed from the model's own by {difference:.1e}"
+            self.why = f"the fast path differed from the model's own by {difference:.1e}"
+            self.path, self._layers, self._folded, self.batch = "plain", (), None, _PLAIN_IMAGES
             logger.warning("image tower: %s; taking the plain path", self.why)
 
 
 def _obstacle(visual: Any) -> str:
-    """Why a tower's own forward must be taken; empty where the fast path is known to be the same function."""
+    """Why a tower's own forward must be taken; empty where a fast path is known to be the same function."""
+    if type(visual) is ModifiedResNet:
+        return ""
     if type(visual) is not VisionTransformer:
-        return f"{type(visual).__name__} is not open_clip's VisionTransformer"
+        return f"{type(visual).__name__} is neither open_clip's VisionTransformer nor its ModifiedResNet"
     if visual.attn_pool is not None or visual.pool_type != "tok":
         return "it does not pool its class token"
     if visual.output_tokens or visual.proj is None:
@@ -134,16 +218,48 @@ def _obstacle(visual: Any) -> str:
     return ""
 
 
-def _last_block(block: Any, x: Tensor) -> Tensor:
-    """A residual attention block for the first token only: `(n, L, V)` -> `(n, V)`."""
+def _layers(visual: Any, prepack: bool) -> tuple[Layer, ...]:
+    """The blocks as functions of rows. `prepare_layers` was written for text towers and looks at two of their parts."""
+    parts = SimpleNamespace(weight=visual.class_embedding)
+    return prepare_layers(SimpleNamespace(token_embedding=parts, transformer=visual.transformer), prepack=prepack)
+
+
+def _pooled(layers: tuple[Layer, ...], x: Tensor, num_heads: int) -> Tensor:
+    """Residual attention blocks, the last for the first token only: `(n, L, V)` -> `(n, V)`."""
     n, length, width = x.shape
-    attention = block.attn
-    heads = attention.num_heads
-    seen = block.ln_1(x)
-    weights, biases = attention.in_proj_weight, attention.in_proj_bias
-    query = F.linear(seen[:, :1], weights[:width], biases[:width])
-    keys, values = F.linear(seen, weights[width:], biases[width:]).chunk(2, -1)
-    query, keys, values = (t.view(n, -1, heads, width // heads).transpose(1, 2) for t in (query, keys, values))
-    mixed = F.scaled_dot_product_attention(query, keys, values).transpose(1, 2).reshape(n, width)
-    x = x[:, 0] + block.ls_1(attention.out_proj(mixed))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    x = x.reshape(n * length, width)
+
+    def heads(rows: Tensor, parts: int) -> Tensor:
+        """`(n * tokens, parts * V)` -> `(parts, n, h, tokens, V / h)`."""
+        return rows.view(n, -1, parts, num_heads, width // num_heads).permute(2, 0, 3, 1, 4)
+
+    def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        # The scale of the scores is folded into the query projection.
+        mixed = F.scaled_dot_product_attention(query, keys, values, scale=1.0)
+        return mixed.transpose(1, 2).reshape(-1, width)
+
+    for layer in layers[:-1]:
+        query, keys, values = heads(layer.qkv(layer.norm_1(x)), 3)
+        x += layer.out(attend(query, keys, values))
+        x += layer.mlp(layer.norm_2(x))
+    layer = layers[-1]
+    seen = layer.norm_1(x)
+    keys, values = heads(layer.key_value(seen), 2)
+    query = heads(layer.query(seen.view(n, length, width)[:, 0]), 1)[0]
+    x = x.view(n, length, width)[:, 0] + layer.out(attend(query, keys, values))
+    return x + layer.mlp(layer.norm_2(x))
+
+
+def _without_norms(visual: ModifiedResNet) -> nn.Module:
+    """A copy whose batch norms, constants in evaluation, are folded into the convolutions before them."""
+    visual = copy.deepcopy(visual)
+    blocks = [visual, *(block for name in ("layer1", "layer2", "layer3", "layer4") for block in getattr(visual, name))]
+    for block in blocks:
+        for number in (1, 2, 3):
+            conv, norm = getattr(block, f"conv{number}"), getattr(block, f"bn{number}")
+            setattr(block, f"conv{number}", fuse_conv_bn_eval(conv, norm))
+            setattr(block, f"bn{number}", nn.Identity())
+        if (down := getattr(block, "downsample", None)) is not None:
+            pool, conv, norm = down
+            block.downsample = nn.Sequential(pool, fuse_conv_bn_eval(conv, norm))
+    return visual.to(memory_format=torch.channels_last)

@@ -95,7 +95,7 @@ class PackedText:
         tokens.rows(num_context)
         suffixes = tokens.suffixes
         by_length = sorted(range(len(suffixes)), key=lambda index: len(suffixes[index]))
-        num_slabs = math.ceil(sum(map(len, suffixes)) / self._chunk_rows)
+        num_slabs = min(len(suffixes), math.ceil(sum(map(len, suffixes)) / self._chunk_rows))
         cuts = [slab * len(by_length) // num_slabs for slab in range(num_slabs + 1)]
         with torch.no_grad():
             slabs = [

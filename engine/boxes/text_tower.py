@@ -139,7 +139,7 @@ class TextTower:
     def _canary(self, path: str) -> float:
         """The largest difference between this way and the model on two prompts: the longest name, the shortest.
 
-        inf where it is not a number.
+        inf where it is not a number, or the tower refuses.
         """
         sizes = [len(suffix) for suffix in self._tokens.suffixes]
         some = self._tokens.only([sizes.index(max(sizes)), sizes.index(min(sizes))])
@@ -147,7 +147,11 @@ class TextTower:
         ids = self._tokenizer([f"{before}{name}{behind}" for name in some.classes], context_length=self._length)
         with torch.no_grad():
             truth = self._model.encode_text(ids.to(self._device), normalize=True)
-            difference = float((self._run(some, self._words(some)[None], path)[0] - truth).abs().max())
+            try:
+                found = self._run(some, self._words(some)[None], path)[0]
+            except RefusedError:
+                return math.inf
+        difference = float((found - truth).abs().max())
         return difference if math.isfinite(difference) else math.inf
 
     def _tokenize(self, template: str) -> PromptTokens:
@@ -220,6 +224,11 @@ def _replaced(embedding: nn.Embedding, contexts: Tensor, first: int) -> Iterator
     end = first + contexts.shape[1]
 
     def put(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if output.dim() != 3 or len(output) != len(contexts) or output.shape[1] < end:
+            raise RefusedError(
+                f"the token embedding gave shape {tuple(output.shape)} where (n, positions, width) was expected: this "
+                "tower does not take contexts; use another model"
+            )
         return torch.cat([output[:, :first], contexts, output[:, end:]], dim=1)
 
     handle = embedding.register_forward_hook(put)

@@ -156,6 +156,83 @@ def eval_command(run_folder: Path, task: str | None, box: str | None, as_json: b
     _print(evaluate(load(run_folder), task_uri=task, box_uri=box), as_json)
 
 
+@cli.command("compare")
+@click.argument("settings", nargs=-1, metavar="[COMPARISON.yaml] [KEY=VALUE]...")
+@click.option("--tasks", help="Task URIs, divided by commas.")
+@click.option("--methods", help="Methods, divided by commas.")
+@click.option("--boxes", help="Box URIs, divided by commas.")
+@click.option("--seeds", help="A run each, for example 1,2,3.")
+@click.option("--shots", help="Training images a class, for example 1,2,4,8,16.")
+@click.option("--budget", type=float, help="Evaluations of each run.")
+@click.option("--base-to-new", is_flag=True, default=None, help="Tune on half of the classes, test on both halves.")
+@click.option("--shift", help="Tasks to test every tuned prompt on besides its own.")
+@click.option("--samples", type=int, help="Combinations a search on validation tries.")
+@click.option("--searcher", help="How it draws them: random, nevergrad or optuna.")
+@click.option("--asha", is_flag=True, default=None, help="Stop a search's hopeless runs early.")
+@click.option("--data", help="Folder that {data} in task URIs stands for.")
+@click.option("--title", help="Of the report.")
+@click.option("--out", type=click.Path(path_type=Path), help="The comparison's folder.")
+@click.option("--resume", type=click.Path(path_type=Path), help="Go on with this folder; finished runs stay.")
+@click.option("--parallel", type=click.IntRange(0), help="Runs at once; 0: in this process, without Ray.")
+@click.option("--address", help="Of a running Ray; default RAY_ADDRESS, or a local one.")
+@click.option("--track", default="", help="tensorboard, mlflow, wandb (divided by commas).")
+@as_json
+def compare_command(
+    settings: tuple[str, ...], out: Path | None, resume: Path | None, parallel: int | None, address: str | None,
+    track: str, as_json: bool, **flags: Any,
+) -> None:  # fmt: skip
+    """Compare methods on tasks over seeds, in parallel on Ray Tune, and write a report.
+
+    \b
+    keyhole compare --tasks mini:digits --methods zero-shot,momentum,cbbt --seeds 1,2,3 --out runs/compare
+    keyhole compare recipes/coop11.yaml --data ~/coop --out runs/coop11
+    keyhole compare --resume runs/compare
+    """
+    from tuning import conduct, protocol, report
+    from tuning.compare import Cluster
+    from tuning.recipe import load_recipe
+    from tuning.track import Board
+
+    given = protocol.flags_of({name: value for name, value in flags.items() if value is not None})
+    files = [word for word in settings if "=" not in word]
+    if (out is None) == (resume is None):
+        raise RecipeError("name the comparison's folder: --out for a new one, --resume for one that was begun")
+    if resume is not None and (given or settings):
+        raise RecipeError("--resume takes the settings of the folder: --parallel, --address and --track go with it")
+    if len(files) > 1:
+        raise RecipeError(f"one file at most, but got {', '.join(files)}; settings are key=value")
+    wanted = None
+    if resume is None:
+        wanted = protocol.make_comparison(
+            load_recipe(files[0]) if files else {}, [word for word in settings if "=" in word], given
+        )
+    folder = resume or out
+    assert folder is not None
+    board = Board(lambda text: click.echo(text, err=True, nl=False), live=sys.stderr.isatty())
+    with _interruptible("ending the runs, then writing the report ...") as interrupted:
+        summary = conduct.compare(
+            wanted, folder, resume=resume is not None, board=board, stop=interrupted,
+            cluster=Cluster(parallel=parallel, address=address), trackers=protocol.split_list(track),
+        )  # fmt: skip
+    click.echo(json.dumps(summary) if as_json else report.text(folder, summary))
+    click.echo(f"report: {folder / 'report.html'}", err=True)
+    if interrupted.is_set():
+        click.echo(f"interrupted; go on with: keyhole compare --resume {folder}", err=True)
+        raise click.exceptions.Exit(INTERRUPTED)
+
+
+@cli.command("report")
+@click.argument("folder", type=click.Path(path_type=Path))
+@as_json
+def report_command(folder: Path, as_json: bool) -> None:
+    """Remake a comparison's report from what lies in its folder."""
+    from tuning import report
+
+    summary = report.remake(folder)
+    click.echo(json.dumps(summary) if as_json else report.text(folder, summary))
+    click.echo(f"report: {folder / 'report.html'}", err=True)
+
+
 @cli.command("list")
 @click.argument("what", type=click.Choice(["methods", "prompts", "tasks", "boxes"]))
 @as_json
@@ -261,7 +338,9 @@ def _progress(budget: float) -> Iterator[Callable[[Step], None]]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
+def _interruptible(
+    promise: str = "finishing this round, then writing the checkpoint ...",
+) -> Iterator[threading.Event]:
     """Ctrl-C and SIGTERM end the run after the current round; a second one ends it at once."""
     asked = threading.Event()
 
@@ -269,7 +348,7 @@ def _interruptible() -> Iterator[threading.Event]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        click.echo("\nfinishing this round, then writing the checkpoint ...", err=True)
+        click.echo(f"\n{promise}", err=True)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

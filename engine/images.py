@@ -40,16 +40,20 @@ def read_image(path: str | Path) -> Array:
     Raises:
         TaskError: The file is missing, unreadable, too large, corrupt or no image; the message names it.
     """
+    return decode(_bytes(path), str(path))
+
+
+def _bytes(path: str | Path) -> bytes:
+    """A file's content. Raises TaskError where it is missing, unreadable or too large."""
     try:
         size = Path(path).stat().st_size
         if size > MAX_BYTES:
             raise TaskError(f"{path}: {size} bytes, and an image may have {MAX_BYTES} at most; shrink or remove it")
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise TaskError(f"{path}: no such image file; restore it or remove it from the task") from None
     except OSError as error:
         raise TaskError(f"{path}: cannot be read ({error.strerror or error}); check the file") from None
-    return decode(data, str(path))
 
 
 def decode(data: bytes, name: str) -> Array:
@@ -126,6 +130,10 @@ class Files:
     def read(self, rows: Sequence[int]) -> list[Array]:
         """uint8 RGB `(h, w, 3)` of these rows. Raises TaskError naming a file that cannot be read."""
         return [read_image(self.paths[row]) for row in rows]
+
+    def digests(self, rows: Sequence[int]) -> list[str]:
+        """SHA-256 (hex) of these files' bytes: what tells images apart without decoding them. Raises TaskError."""
+        return [hashlib.sha256(_bytes(self.paths[row])).hexdigest() for row in rows]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

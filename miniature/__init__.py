@@ -24,11 +24,12 @@ def open_box(
 ) -> BlackBox:
     """Open `mini:NAME` as a box (what `engine.boxes.open_box` calls for this scheme)."""
     from engine.boxes import refuse_unknown
-    from engine.boxes.clip import ClipBox
+    from engine.boxes.clip import OPTIONS, ClipBox, settings_of
     from engine.images import Preprocess
     from miniature import models
 
-    refuse_unknown(uri, options, ())
+    refuse_unknown(uri, options, OPTIONS)
+    settings = settings_of(uri, options, device)
     loaded = models.load(rest)
     return ClipBox(
         loaded.model,
@@ -41,4 +42,5 @@ def open_box(
         device=device,
         identity={"weights": loaded.weights_hash, "model": f"mini:{rest}", "activation": "gelu"},
         vocabulary=loaded.vocabulary,
+        **settings,
     )

@@ -50,7 +50,7 @@ class Recipe:
     """What the weights follow from."""
 
     model: str
-    steps: int = 10_000
+    steps: int = 7_000
     seed: int = 1
     batch: int = 128
     lr: float = 2e-3

@@ -30,13 +30,13 @@ TASKS = {
     "bgcol": "the colour of the background, named by a bare colour word, behind an object of another colour",
     "countw": "how many shapes there are, named by a bare number word",
     "color": "the colour of a glyph under warm light, at low contrast, in noise",
-    "pos": "where a small textured letter lies, named by bare position words",
-    "texture": "the texture of a letter; the models have seen textures on digits and shapes only",
+    "pos": "where a large textured letter lies, partly outside, named by bare position words",
+    "texture": "the texture of a large shape, named by a bare word",
     "count": "how many shapes there are, named in full; a control: tuning does not help",
 }
 """Name and what its classes are; the URI is `mini:NAME`."""
 
-POOL, POOL_DIGITS, TEST = 64, 40, 10_000
+POOL, POOL_DIGITS, TEST = 256, 40, 10_000
 """Pool images a class: rendered, handwritten. Test images of a rendered task."""
 _SEED = 2_000_000
 """Rendering seeds from here on belong to tasks; pretraining uses those below."""
@@ -68,6 +68,8 @@ def _shapes(random: np.random.Generator, labels: Array) -> Array:
     return FIRST_SHAPE + random.integers(0, len(SHAPES), len(labels))
 
 
+_FULL = FIRST_SHAPE + np.array([SHAPES.index(name) for name in ("circle", "square", "triangle", "heart", "diamond")])
+"""Shapes with room for a texture."""
 _SINGLE, _SEVERAL = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)
 _DESIGNS = {
     "bgcol": _Design(COLORS, lambda random, labels: {"kinds": _SINGLE, "background": labels}),
@@ -90,7 +92,7 @@ _DESIGNS = {
         lambda random, labels: {
             "kinds": _SINGLE,
             "position": labels,
-            "size": np.zeros_like(labels),
+            "size": np.ones_like(labels),
             "item": _letters(random, labels),
             "texture": random.integers(1, len(TEXTURES), len(labels)),
         },
@@ -101,8 +103,9 @@ _DESIGNS = {
             "kinds": _SINGLE,
             "texture": labels,
             "size": np.ones_like(labels),
-            "item": _letters(random, labels),
+            "item": _FULL[random.integers(0, len(_FULL), len(labels))],
         },
+        control=True,
     ),
     "count": _Design(
         ("one shape", *(f"{number} shapes" for number in NUMBERS[2 : MAX_COUNT + 1])),
@@ -161,7 +164,9 @@ class Rendered(ImageSource):
     def read(self, rows: Sequence[int]) -> list[Array]:
         """`(32, 32, 3)` uint8 arrays."""
         if outside := [int(row) for row in rows if not 0 <= row < self.num]:
-            raise IndexError(f"rows {outside[:3]} are outside of the {self.num} images of mini:{self.task} ({self.part})")
+            raise IndexError(
+                f"rows {outside[:3]} are outside of the {self.num} images of mini:{self.task} ({self.part})"
+            )
         places = [divmod(int(row), _BLOCK) for row in rows]
         return [_block(self.task, self.part, block)[place] for block, place in places]
 

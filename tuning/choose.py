@@ -86,9 +86,7 @@ def _ended(folder: Path) -> bool:
     return any((folder / name).exists() for name in (RESULT, STOPPED, ERROR))
 
 
-def choose(
-    comparison: Comparison, home: Path, run: Callable[..., None], *, in_turn: bool
-) -> dict[str, dict[str, Any]]:
+def choose(comparison: Comparison, home: Path, run: Callable[..., None], *, in_turn: bool) -> dict[str, dict[str, Any]]:
     """Run every search that is not done yet; what each chose, by name. Those cut short chose nothing.
 
     Args:

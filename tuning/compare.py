@@ -2,7 +2,7 @@
 opened once per slot and not once per trial.
 
 What is done is decided by the trials' own folders: a killed comparison goes on where each of its trials stood, and
-Tune's own state is a log that nobody reads back. Knows nothing of what a trial is and of how it is reported.
+Tune's own state is a log that nobody reads back. Knows nothing of what is compared and of how it is reported.
 """
 
 from __future__ import annotations
@@ -19,17 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.artifact import write_text
-from engine.errors import ArtifactError, BoxError, RecipeError
+from engine.errors import BoxError, RecipeError
 from engine.loop import Step
-from tuning import choose, gate, report, track
-from tuning.protocol import Comparison, make_comparison, trials_of
+from tuning import choose, track
 from tuning.track import Board
 from tuning.trials import ERROR, TRIAL, carry_out, done, write_error, write_stopped
 
 log = logging.getLogger(__name__)
 
-SETTINGS, TRIALS, TUNE = "compare.yaml", "trials", "tune"
+TUNE = "tune"
 OBJECT_STORE_BYTES = 200 * 2**20
 """Of a local Ray that a comparison starts itself: trials pass nothing through it."""
 HEARD_S = 1.0
@@ -46,97 +44,8 @@ class Cluster:
     """Of a running Ray; None: RAY_ADDRESS, or a local Ray for the time of the comparison."""
 
 
-def compare(
-    comparison: Comparison | None,
-    out: str | Path,
-    *,
-    resume: bool = False,
-    cluster: Cluster | None = None,
-    trackers: Sequence[str] = (),
-    board: Board | None = None,
-    stop: threading.Event | None = None,
-) -> dict[str, Any]:
-    """Run a comparison and write its report; returns what `summary.json` holds.
-
-    Args:
-        comparison: its settings; None with `resume`, which takes them from the folder.
-        out: the comparison's folder, on a file system that all nodes share.
-        resume: go on with a folder that was begun; finished trials are not repeated, failed ones tried again.
-        cluster: where trials run.
-        trackers: of `tuning.track.TRACKERS`.
-        board: told of every trial's progress.
-        stop: set by whoever wants it to end early; the report is then of what is there.
-
-    Raises KeyholeError for a mistake in the settings, before anything runs; a trial that fails is a row of the report.
-    """
-    out, cluster = Path(out).absolute(), cluster or Cluster()
-    board, stop = board or Board(lambda line: None), stop or threading.Event()
-    comparison = _settled(comparison, out, resume)
-    callbacks = track.check(trackers)
-    trials_of(comparison)  # every mistake in the settings is found here
-    started = time.monotonic()
-    ray = _Connected(cluster)
-
-    def run(folders: Sequence[Path], search: choose.Plan | None = None) -> None:
-        """Carry out what is not done yet."""
-        todo = [folder for folder in folders if not done(folder)]
-        board.expect(len(folders), len(folders) - len(todo))
-        if (todo or (search is not None and not folders)) and not stop.is_set():
-            if cluster.parallel == 0:
-                _in_turn(todo, board, stop)
-            else:
-                _on_tune(todo, out, cluster, callbacks, board, stop, search, ray.own)
-
-    with ray:
-        gate.check(comparison, out / "gate", run)
-        chosen = choose.choose(comparison, out / "search", run, in_turn=cluster.parallel == 0)
-        if not stop.is_set():
-            run([trial.write(out / TRIALS) for trial in trials_of(comparison, chosen)])
-    write_text(out / "took.json", json.dumps({"seconds": round(time.monotonic() - started, 1)}) + "\n")
-    return report.remake(out)
-
-
-def _settled(comparison: Comparison | None, out: Path, resume: bool) -> Comparison:
-    """The settings, those of the folder for a resumed one; they are written before anything runs."""
-    import yaml
-
-    file = out / SETTINGS
-    if resume:
-        if not file.exists():
-            raise ArtifactError(f"{out} holds no {SETTINGS}: nothing to resume; start it with keyhole compare --out")
-        return make_comparison(yaml.safe_load(file.read_text(encoding="utf-8")))
-    if file.exists():
-        raise ArtifactError(f"{out} already holds a comparison; go on with it by --resume, or name another --out")
-    assert comparison is not None
-    trials_of(comparison)
-    try:
-        (out / TRIALS).mkdir(parents=True, exist_ok=True)
-        write_text(file, yaml.safe_dump(comparison.as_dict(), sort_keys=False))
-    except OSError as error:
-        raise ArtifactError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from error
-    return comparison
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# In this process
-
-
-def _in_turn(folders: Sequence[Path], board: Board, stop: threading.Event) -> None:
-    """One trial after another: the plain loop, for machines without Ray and to measure what Tune adds."""
-    for folder in folders:
-        board.begun(folder)
-        try:
-            with closing(carry_out(folder)) as rounds:
-                for step in rounds:
-                    board.heard(folder, _metrics(step))
-                    if stop.is_set():
-                        return
-        except Exception:  # the trial's folder says why; the others go on
-            pass
-        board.ended(folder)
-
-
-def _metrics(step: Step) -> dict[str, float]:
+def metrics_of(step: Step) -> dict[str, float]:
+    """What a running trial tells."""
     return {
         "evaluations": step.evaluations,
         "pairs": step.pairs,
@@ -164,7 +73,7 @@ def _in_actor(config: Mapping[str, Any], *, make: Callable[[Mapping[str, Any]], 
     try:
         with closing(carry_out(folder)) as rounds:
             for step in rounds:
-                metrics = _metrics(step)
+                metrics = metrics_of(step)
                 if (looks and step.look is not None) or time.monotonic() - heard > HEARD_S:
                     tune.report(metrics)  # does not come back where the scheduler or the user ends the trial
                     heard = time.monotonic()
@@ -188,7 +97,7 @@ def _given(config: Mapping[str, Any]) -> Path:
     return Path(config["trial"]["folder"])
 
 
-def _on_tune(
+def on_tune(
     folders: Sequence[Path],
     out: Path,
     cluster: Cluster,
@@ -357,7 +266,7 @@ def _stopper(here: _Here) -> Any:
 # Ray
 
 
-class _Connected:
+class Connected:
     """Ray for the time of a comparison: the one that is there, or a local one that is ended afterwards."""
 
     def __init__(self, cluster: Cluster) -> None:

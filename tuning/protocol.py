@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Comparison:
     asha: bool = False
     """Stop a search's hopeless runs early (successive halving on validation loss over evaluations)."""
     search_seed: int = 0
-    """Seed of a search's runs and few-shot sample: none of `seeds`, so that the choice is not made on what is reported."""
+    """Seed of a search's runs and few-shot sample: none of `seeds`, so that no choice is made on what is reported."""
     data: str = ""
     """Folder that `{data}` in tasks stands for."""
     gate: Mapping[str, Any] = field(default_factory=dict)
@@ -94,12 +95,27 @@ def split_list(text: str, *, uris: bool = False) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
+def flags_of(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings from the command line's words. Raises RecipeError for a list that holds no numbers where it must."""
+    told: dict[str, Any] = dict(flags)
+    for name in ("tasks", "boxes", "shift", "methods"):
+        if name in told:
+            told[name] = split_list(told[name], uris=name != "methods")
+    for name in ("seeds", "shots"):
+        if name in told:
+            try:
+                told[name] = tuple(int(word) for word in split_list(told[name]))
+            except ValueError:
+                raise RecipeError(f"--{name} {flags[name]!r} must be whole numbers divided by commas") from None
+    return told
+
+
 def make_comparison(
     settings: Mapping[str, Any], overrides: Iterable[str] = (), flags: Mapping[str, Any] | None = None
 ) -> Comparison:
     """A typed comparison from a file's settings, `key=value` words and flags, the last word last.
 
-    Keys that are no settings of a comparison are settings of every run: `prompt.tokens=8`, `method.radius={grid: [..]}`.
+    Keys that are no settings of a comparison are settings of every run: `prompt.tokens=8`, `method.k={grid: [2, 4]}`.
     Raises RecipeError for what is unknown or of the wrong type.
     """
     import yaml
@@ -111,7 +127,7 @@ def make_comparison(
     for word in overrides:
         key, equals, text = word.partition("=")
         if not equals or not key:
-            raise RecipeError(f"{word!r} is not key=value; for example budget=500 or method.radius={{grid: [0.1, 0.2]}}")
+            raise RecipeError(f"{word!r} is not key=value; for example budget=500 or method.k={{grid: [2, 4]}}")
         words.append((key, yaml.safe_load(text)))
     for key, value in [*settings.items(), *words, *(flags or {}).items()]:
         if key == "recipe":
@@ -296,13 +312,12 @@ def _slug(*parts: str) -> str:
 
 
 def _named(trials: Sequence[Trial]) -> list[Trial]:
-    """Names all different: where two would be the same, the recipe's hash follows."""
-    from dataclasses import replace
+    """Names all different: where two would be the same, a hash of what they were made of follows."""
 
-    names = [trial.name for trial in trials]
-    return [
-        replace(trial, name=f"{trial.name}_{hashlib.sha256(json.dumps(trial.recipe).encode()).hexdigest()[:8]}")
-        if names.count(trial.name) > 1
-        else trial
-        for trial in trials
-    ]
+    def told(trial: Trial) -> str:
+        recipe = trial.recipe
+        parts = [recipe["task"], recipe["box"], trial.label, recipe["shots"], recipe["seed"]]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
+
+    counts = Counter(trial.name for trial in trials)
+    return [replace(t, name=f"{t.name}_{told(t)}") if counts[t.name] > 1 else t for t in trials]

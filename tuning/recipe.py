@@ -27,6 +27,10 @@ class PromptRecipe:
     """Context tokens M; None: as many as the template has."""
     subspace: str = "full"
     """`full`, or `random:D` for a seeded random projection to D dimensions."""
+    width: int | None = None
+    """Border of a pixel frame in pixels; None: 30/224 of the image's side."""
+    grid: int | None = None
+    """Knots along a pixel frame's side, interpolated between; None: every pixel by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

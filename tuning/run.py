@@ -59,6 +59,7 @@ def problem_of(recipe: Recipe, task: Task, method: Method | None = None) -> Prob
             "tokens": recipe.prompt.tokens,
             "subspace": getattr(method, "subspace", None) or recipe.prompt.subspace,
             "seed": recipe.seed,
+            "options": {"width": recipe.prompt.width, "grid": recipe.prompt.grid},
         },
         objective=recipe.objective,
         device=recipe.device,

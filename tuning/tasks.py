@@ -25,6 +25,7 @@ import numpy as np
 from engine.core import Array, Split, Task
 from engine.errors import RecipeError, TaskError, nearest
 from engine.noise import Purpose, rng
+from tuning.degrade import degraded, split_degradations
 
 HALVES = ("all", "base", "new")
 
@@ -52,7 +53,7 @@ def load_task(uri: str, *, shots: int = 16, seed: int = 1, half: str = "all") ->
     Args:
         uri: `mini:NAME`, `toy:`, `folder:PATH`, `coop:PATH`, `hf:NAME` or `package.module:function[:REST]`, each with
             options as a query (`folder:pets?template=a photo of a {}, a type of pet.`; `&` and `+` in a value are
-            written %26 and %2B).
+            written %26 and %2B); `imbalance=20&label_noise=0.2` degrade any task's training split.
         shots: training images a class, >= 1; validation takes min(shots, 4) a class besides.
         seed: which sample, >= 0.
         half: all classes, the base (first) or the new (second) half of them.
@@ -75,7 +76,7 @@ def load_task(uri: str, *, shots: int = 16, seed: int = 1, half: str = "all") ->
 
 def load_pool(uri: str) -> Task:
     """All of a task's images, before anything is drawn. Raises as `load_task` does."""
-    loader, rest, options = _resolve(uri)
+    loader, rest, options = _resolve(split_degradations(uri)[0])
     pool = replace(_call(loader, rest, options, uri), uri=uri)
     _check(pool)
     return pool
@@ -85,7 +86,7 @@ def few_shot(pool: Task, *, shots: int, seed: int) -> Task:
     """Draw the few-shot splits of a pool. Raises TaskError naming the first class with too few images."""
     train, val = few_shot_rows(pool, shots=shots, seed=seed)
     source = pool.val if len(pool.val) else pool.train
-    return replace(pool, train=pool.train.subset(train), val=source.subset(val))
+    return degraded(replace(pool, train=pool.train.subset(train), val=source.subset(val)), seed)
 
 
 def few_shot_rows(pool: Task, *, shots: int, seed: int) -> tuple[Array, Array]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from engine import search
 from engine.artifact import Artifact, write_text
+from engine.core import Evaluator, Task
 from engine.errors import ArtifactError, KeyholeError
 from engine.loop import Step
 from tuning import queryless
@@ -85,15 +86,14 @@ def carry_out(folder: Path) -> Iterator[Step]:
         recipe = make_recipe(trial.recipe)
         if not (folder / RESULT).exists():
             yield from _tuned(recipe, folder)
-        write_text(folder / READS, json.dumps(_reads(trial, folder), indent=2) + "\n")
+        write_text(folder / READS, json.dumps(_reads(trial, recipe, folder), indent=2) + "\n")
     except Exception as error:
         write_error(folder, error)
         raise
 
 
 def _tuned(recipe: Recipe, folder: Path) -> Iterator[Step]:
-    method = None if queryless.is_queryless(recipe.method) else search.make(recipe.method, recipe.options)
-    tuning = Tuning(recipe, folder, resume=True, opened=opened(recipe, method))
+    tuning = Tuning(recipe, folder, resume=True, opened=_opened(recipe))
     rounds = iter(tuning)
     try:
         yield from rounds
@@ -102,9 +102,14 @@ def _tuned(recipe: Recipe, folder: Path) -> Iterator[Step]:
             tuning.checkpoint()
 
 
+def _opened(recipe: Recipe) -> tuple[Task, Evaluator]:
+    method = None if queryless.is_queryless(recipe.method) else search.make(recipe.method, recipe.options)
+    return opened(recipe, method)
+
+
 def write_error(folder: Path, error: BaseException | str) -> str:
     """Note why a trial failed; returns the sentence."""
-    if isinstance(error, KeyholeError) or isinstance(error, str):
+    if isinstance(error, (KeyholeError, str)):
         sentence = str(error)
     else:
         sentence = f"{type(error).__name__}: {error}"
@@ -127,11 +132,12 @@ def looks(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def _reads(trial: Trial, folder: Path) -> dict[str, Any]:
+def _reads(trial: Trial, recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Further accuracies of the artifact; None where it does not carry over, with the reason."""
     artifact = Artifact.load(folder)
     own = artifact.meta["task"]
-    found: dict[str, Any] = {"new": None, "shift": {}}
+    gives = sorted(_opened(recipe)[1].call("describe")[0].gives)
+    found: dict[str, Any] = {"gives": gives, "new": None, "shift": {}}
     if trial.new_half:
         new = replace(artifact, meta={**artifact.meta, "task": {**own, "half": "new"}})
         found["new"] = _read(new, own["uri"])

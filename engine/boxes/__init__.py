@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
+from engine.boxes.imperfect import open_imperfect, take_options
 from engine.core import GIVES, BlackBox, Outputs
 from engine.errors import RecipeError, TaskError, nearest
 
@@ -61,8 +62,8 @@ def open_box(
     """Open a frozen model for one task's classes and template.
 
     Args:
-        uri: `scheme:rest?option=value&...`. `gives=scores` (comma separated) narrows what the box gives; other
-            options are the scheme's own.
+        uri: `scheme:rest?option=value&...`. `gives=scores` (comma separated) narrows what the box gives, `noise`,
+            `round`, `topk` and `jpeg` make it worse; other options are the scheme's own.
         classes: The task's class names, all different.
         template: A sentence with one `{}` for the class name.
         device: Where a local model computes, in torch's words.
@@ -84,6 +85,7 @@ def open_box(
     if template.count("{}") != 1:
         raise TaskError(f"template {template!r}: it needs exactly one {{}} for the class name")
     gives = _narrowed(uri, options.pop("gives", None))
+    wrong = take_options(uri, options)
     module, _, function = SCHEMES[scheme].partition(":")
     if scheme not in WITHOUT_TORCH:
         import torch
@@ -93,7 +95,11 @@ def open_box(
         # cuDNN's default is TF32, whose error is larger than what a probe changes.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     opener = getattr(importlib.import_module(module), function)
-    return opener(rest, uri=uri, classes=classes, template=template, gives=gives, device=device, options=options)
+
+    def opened(gives: frozenset[str] | None) -> BlackBox:
+        return opener(rest, uri=uri, classes=classes, template=template, gives=gives, device=device, options=options)
+
+    return opened(gives) if wrong is None else open_imperfect(uri, wrong, gives, opened)
 
 
 def _narrowed(uri: str, value: str | None) -> frozenset[str] | None:

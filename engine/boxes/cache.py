@@ -23,6 +23,7 @@ import platform
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,8 @@ class FeatureCache:
                 "cache: %s cannot be written (%s); images are encoded anew in each process. Name another folder in %s",
                 self.folder, error.strerror or error, VARIABLE,
             )  # fmt: skip
-            fresh.unlink(missing_ok=True)
+            with suppress(OSError):
+                fresh.unlink()
 
     def trim(self) -> None:
         """Remove the entries used longest ago, down to four fifths of the limit, where there is more than that."""
@@ -129,7 +131,8 @@ class FeatureCache:
         for _, size, path in entries:
             if left <= 0.8 * LIMIT_BYTES:
                 return
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # another process may have been quicker
+                path.unlink()
             left -= size
 
     def _path(self, contents: Sequence[str]) -> Path:
@@ -143,8 +146,8 @@ def environment() -> dict[str, Any]:
     import PIL
     import torch
 
-    from engine.boxes import clip, image_tower, packed_layers
     from engine import images
+    from engine.boxes import clip, image_tower, packed_layers
 
     code = hashlib.sha256()
     for module in (clip, image_tower, packed_layers, images):

@@ -5,43 +5,78 @@ Knows nothing of where the weights came from (weights.py) or of how the towers c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engine.boxes import keep_only
+from engine.boxes.cache import FeatureCache, cache_folder, contents_of
 from engine.boxes.image_tower import ImageTower
+from engine.boxes.precision import computing, precision_of
 from engine.boxes.text_tower import TextTower
 from engine.core import GIVES, Array, BoxSpec, ImageSource, Outputs, Prompts, TextSpec, Work
-from engine.errors import RefusedError, TaskError
+from engine.errors import RecipeError, RefusedError, TaskError
 from engine.images import Preprocess
 
+OPTIONS = ("precision", "clip", "cache")
+"""Options of a URI that every box of this kind knows; `settings_of` reads them."""
+KEPT_BYTES = 512 * 2**20
+"""Projected images of one split are kept up to here, and made anew for each answer beyond."""
 _READ = 64
-"""Images decoded at a time, so that a task's full-size images never lie in memory together."""
+"""Images decoded at a time, about: a task's full-size images never lie in memory together."""
+
+logger = logging.getLogger(__name__)
+
+
+def settings_of(uri: str, options: Mapping[str, str], device: str) -> dict[str, Any]:
+    """Keywords of `ClipBox` from the options that every such box knows: precision, clip=on, cache=off.
+
+    Raises:
+        RecipeError: An option's value is unknown or has no effect here.
+    """
+    switches = {}
+    for name, default in (("clip", "off"), ("cache", "on")):
+        value = options.get(name, default)
+        if value not in ("on", "off"):
+            raise RecipeError(f"box {uri!r}: {name}={value}; it is on or off")
+        switches[name] = value == "on"
+    return {"precision": precision_of(uri, options, device), **switches}
 
 
 class StagedImages:
-    """A task's images where the box lives: features at once, what pixel prompts need on first use."""
+    """A task's images where the box lives: features at once, what pixel prompts need on first use.
 
-    def __init__(self, source: ImageSource, features: Array, project: Callable[[ImageSource], Tensor]) -> None:
+    Args:
+        features: `(N, E)` float32, L2-normalised.
+        project: Rows -> `ImageTower.project` of these images.
+        keep: Whether all projected images are kept once they were made.
+        block: Rows that are projected at a time where they are not kept.
+    """
+
+    def __init__(self, features: Array, project: Callable[[Sequence[int]], Tensor], *, keep: bool, block: int) -> None:
         self.features = features
-        """`(N, E)` float32, L2-normalised."""
-        self._source = source
         self._project = project
-        self._projected: Tensor | None = None
+        self._keep = keep
+        self._block = block
+        self._kept: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.features)
 
-    @property
-    def projected(self) -> Tensor:
-        """`ImageTower.project` of all N images."""
-        if self._projected is None:
-            self._projected = self._project(self._source)
-        return self._projected
+    def projected(self, rows: Array) -> Iterator[Tensor]:
+        """`ImageTower.project` of these rows, in one part or several."""
+        if self._keep:
+            if self._kept is None:
+                self._kept = self._project(range(len(self)))
+            yield self._kept[torch.as_tensor(rows, device=self._kept.device)]
+            return
+        for start in range(0, len(rows), self._block):
+            yield self._project([int(row) for row in rows[start : start + self._block]])
 
 
 class ClipBox:
@@ -58,6 +93,9 @@ class ClipBox:
         device: Where to compute, in torch's words.
         identity: What else must agree for an artifact to mean the same: weights hash, model, activation.
         vocabulary: Token ids that the model was trained on, where known; None: all.
+        precision: One of `precision.PRECISIONS`.
+        clip: Clip the sum of an image and a pixel frame to [0, 1], as an API that takes 8-bit images does.
+        cache: Keep image features on disk (cache.py), where KEYHOLE_CACHE does not forbid it.
     """
 
     def __init__(
@@ -73,12 +111,21 @@ class ClipBox:
         device: str = "cpu",
         identity: dict[str, Any],
         vocabulary: frozenset[int] | None = None,
+        precision: str = "fp32",
+        clip: bool = False,
+        cache: bool = True,
     ) -> None:
         self._device = torch.device(device)
+        self._precision = precision
         self.model = model.eval().requires_grad_(False).to(self._device)
         self.preprocess = preprocess
-        self.image_tower = ImageTower(self.model, preprocess)
-        self.text_tower = TextTower(self.model, tokenizer, tuple(classes), template, vocabulary=vocabulary)
+        # Ways are chosen in fp32, so that a canary sees mistakes and not the precision. Autocast does not reach into
+        # packed layers.
+        short = precision == "bf16"
+        self.image_tower = ImageTower(self.model, preprocess, clip=clip, prepack=not short)
+        self.text_tower = TextTower(
+            self.model, tokenizer, tuple(classes), template, vocabulary=vocabulary, path="batched" if short else "auto"
+        )
         self._scale = float(self.model.logit_scale.detach().exp())
         # A bias (SigLIP) is the same for all classes of a row: softmax and argmax do not see it.
         self._template_features: Array | None = None
@@ -92,9 +139,20 @@ class ClipBox:
             template=template,
             image_size=preprocess.size,
             text=text,
-            identity={**identity, "preprocess": preprocess.as_dict(), "device": self._device.type},
-            path=f"text {_path(self.text_tower)}; image {_path(self.image_tower)}",
+            identity={
+                **identity,
+                "preprocess": preprocess.as_dict(),
+                "device": self._device.type,
+                **({"precision": precision} if precision != "fp32" else {}),
+                **({"clip": True} if clip else {}),
+            },
+            path=f"text {_path(self.text_tower)}; image {_path(self.image_tower)}"
+            + ("; framed images are clipped to [0, 1]" if clip else "")
+            + f"; {precision}",
         )
+        self._block = max(1, _READ // self.image_tower.batch) * self.image_tower.batch
+        self._cached = cache
+        self._cache: FeatureCache | None = None
 
     def _text_spec(self, vocabulary: frozenset[int] | None) -> TextSpec | None:
         context = self.text_tower.template_context
@@ -108,23 +166,63 @@ class ClipBox:
 
     @torch.inference_mode()
     def stage(self, source: ImageSource) -> StagedImages:
-        """Decode, preprocess and encode all images, once.
+        """Decode, preprocess and encode all images, once: on this machine, if the cache is on.
+
+        What comes from the cache is counted as encoded: the account tells what a method costs, and must not depend
+        on what ran before.
 
         Raises:
             TaskError: There are no images, or one cannot be read; the message names it.
         """
         if len(source) == 0:
             raise TaskError("no images to stage; every split that is used needs at least one")
-        features = self._in_parts(source, self.image_tower.encode)
-        return StagedImages(source, _numpy(features), lambda images: self._in_parts(images, self.image_tower.project))
+        cache = self._open_cache()
+        blocks = [range(start, min(start + self._block, len(source))) for start in range(0, len(source), self._block)]
+        with computing(self._precision, self._device):
+            parts = [self._block_features(source, rows, cache) for rows in blocks]
+        if cache is not None:
+            cache.trim()
+        return StagedImages(
+            np.concatenate(parts),
+            lambda rows: self._projected(source, rows),
+            keep=len(source) * self.image_tower.projected_bytes <= KEPT_BYTES,
+            block=self._block,
+        )
 
-    def _in_parts(self, source: ImageSource, run: Callable[[Tensor], Tensor]) -> Tensor:
-        """`run` on the pixels of all images, a part at a time."""
-        parts = []
-        for start in range(0, len(source), _READ):
-            images = source.read(range(start, min(start + _READ, len(source))))
-            parts.append(run(torch.from_numpy(self.preprocess.pixels(images)).to(self._device)))
-        return torch.cat(parts)
+    def _block_features(self, source: ImageSource, rows: Sequence[int], cache: FeatureCache | None) -> Array:
+        """`(n, E)` of one block of images, from the cache or encoded and kept there."""
+        contents, images = ([], None) if cache is None else contents_of(source, rows)
+        found = None if cache is None else cache.load(contents)
+        if found is not None:
+            self.image_tower.encodes += len(rows)
+            logger.info("%d images' features came from the cache", len(rows))
+            return found
+        pixels = self._pixels(source.read(rows) if images is None else images)
+        features = self._features(self.image_tower.encode(pixels))
+        if cache is not None:
+            cache.save(contents, features)
+        return features
+
+    def _open_cache(self) -> FeatureCache | None:
+        """The cache of this model as it computes here; None where it is off."""
+        folder = cache_folder() if self._cached else None
+        if folder is None:
+            return None
+        if self._cache is None or self._cache.folder != folder:
+            with computing(self._precision, self._device):
+                canary = self.image_tower.fingerprint()
+            tower = self.image_tower
+            about = {"box": self.spec.identity, "way": tower.path, "batch": tower.batch, "canary": canary}
+            self._cache = FeatureCache(folder, about)
+        return self._cache
+
+    def _projected(self, source: ImageSource, rows: Sequence[int]) -> Tensor:
+        """`ImageTower.project` of these rows, read a block at a time."""
+        blocks = [rows[start : start + self._block] for start in range(0, len(rows), self._block)]
+        return torch.cat([self.image_tower.project(self._pixels(source.read(block))) for block in blocks])
+
+    def _pixels(self, images: Sequence[Array]) -> Tensor:
+        return torch.from_numpy(self.preprocess.pixels(images)).to(self._device)
 
     @torch.inference_mode()
     def answer(self, prompts: Prompts, staged: StagedImages, rows: Array) -> Outputs:
@@ -142,7 +240,8 @@ class ClipBox:
                 f"box {self.spec.uri!r} does not accept {', '.join(sorted(refused))}; "
                 f"it accepts {', '.join(sorted(self.spec.accepts))}"
             )
-        text, image = self._text(prompts), self._image(prompts, staged, rows)
+        with computing(self._precision, self._device):
+            text, image = self._text(prompts), self._image(prompts, staged, rows)
         if len(text) == len(image) == 1 < prompts.count:
             text = np.broadcast_to(text, (prompts.count, *text.shape[1:]))
         return keep_only(Outputs(text=text, image=image, scale=self._scale), self.spec.gives)
@@ -152,15 +251,15 @@ class ClipBox:
         if prompts.words is not None:
             if prompts.context is not None:
                 raise ValueError("a prompt has words or a context before the class name, not both")
-            return _numpy(self.text_tower.encode_words(prompts.words))
+            return self._features(self.text_tower.encode_words(prompts.words))
         if prompts.context is None:
             if self._template_features is None:
                 if self.spec.text is None:
-                    self._template_features = _numpy(self.text_tower.encode_words([self.spec.template]))
+                    self._template_features = self._features(self.text_tower.encode_words([self.spec.template]))
                 else:
-                    self._template_features = _numpy(self.text_tower.encode(None))
+                    self._template_features = self._features(self.text_tower.encode(None))
             return self._template_features
-        return _numpy(self.text_tower.encode(self._tensor(prompts.context)))
+        return self._features(self.text_tower.encode(self._tensor(prompts.context)))
 
     def _image(self, prompts: Prompts, staged: StagedImages, rows: Array) -> Array:
         """`(P or 1, B, E)`."""
@@ -169,8 +268,15 @@ class ClipBox:
         side = self.preprocess.size
         if prompts.pixels.shape[1:] != (3, side, side):
             raise ValueError(f"pixels of shape {prompts.pixels.shape}: (P, 3, {side}, {side}) is wanted")
-        index = torch.as_tensor(np.asarray(rows), device=self._device)
-        return _numpy(self.image_tower.encode_framed(staged.projected[index], self._tensor(prompts.pixels)))
+        frames = self._tensor(prompts.pixels)
+        parts = [self.image_tower.encode_framed(part, frames) for part in staged.projected(np.asarray(rows))]
+        return self._features(torch.cat(parts, 1))
+
+    def _features(self, features: Tensor) -> Array:
+        """Normalised features as an array; what bfloat16 has rounded is given its unit length back."""
+        if features.dtype != torch.float32:
+            features = F.normalize(features.float(), dim=-1)
+        return _numpy(features)
 
     def work(self) -> Work:
         """Sequences and image encodes since the last call."""

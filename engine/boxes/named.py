@@ -13,7 +13,7 @@ import open_clip
 from torch import nn
 
 from engine.boxes import refuse_unknown
-from engine.boxes.clip import ClipBox
+from engine.boxes.clip import OPTIONS, ClipBox, settings_of
 from engine.boxes.weights import (
     ACTIVATIONS,
     PREPROCESSING,
@@ -42,7 +42,7 @@ def open_named(
     """`open_clip:MODEL,WEIGHTS`: a published tag, a file, or `random`.
 
     Options: `seed` of random weights; `activation` (quickgelu or gelu) and `tag` (the published weights whose
-    activation and preprocessing apply) of a file.
+    activation and preprocessing apply) of a file; those of `clip.settings_of`.
 
     Raises:
         RecipeError: The model, the weights or an option is unknown, or the box cannot tell what a file needs.
@@ -61,15 +61,15 @@ def open_named(
             f"or a published tag ({_some(tags)})"
         )
     if weights == "random":
-        refuse_unknown(uri, options, ("seed",))
+        refuse_unknown(uri, options, ("seed", *OPTIONS))
         model, identity = random_model(uri, name, options.get("seed", "0"))
     elif (tag := weights.lower().replace("-", "_")) in tags:
-        refuse_unknown(uri, options, ())
+        refuse_unknown(uri, options, OPTIONS)
         published = open_clip.get_pretrained_cfg(name, tag)
         path = fetched(uri, lambda: open_clip.download_pretrained(published))
         model, identity = model_from_file(uri, name, Path(path), _quick(name, published), published)
     elif Path(weights).is_file():
-        refuse_unknown(uri, options, ("activation", "tag"))
+        refuse_unknown(uri, options, ("activation", "tag", *OPTIONS))
         quick, published = _meaning(uri, name, options)
         model, identity = model_from_file(uri, name, Path(weights), quick, published)
     else:
@@ -80,32 +80,35 @@ def open_named(
             f"its published tags: {_some(tags)}"
         )
     tokenizer = fetched(uri, lambda: open_clip.get_tokenizer(name))
-    return _box(model, tokenizer, identity, uri=uri, classes=classes, template=template, gives=gives, device=device)
+    task: dict[str, Any] = {"classes": classes, "template": template, "gives": gives}
+    return _box(model, tokenizer, identity, uri, device, options, task)
 
 
 def open_hub(rest: str, *, uri: str, device: str, options: Mapping[str, str], **task: Any) -> ClipBox:
     """`hf-hub:ORG/REPO`, by open_clip's own loading. Raises BoxError where it cannot be fetched."""
-    refuse_unknown(uri, options, ())
+    refuse_unknown(uri, options, OPTIONS)
     if rest.count("/") != 1 or not all(rest.split("/")):
         raise RecipeError(f"box {uri!r}: a repository is named hf-hub:ORG/REPO")
-    return _open_elsewhere(f"hf-hub:{rest}", f"hf-hub:{rest}", uri, device, task)
+    return _open_elsewhere(f"hf-hub:{rest}", f"hf-hub:{rest}", uri, device, options, task)
 
 
 def open_folder(rest: str, *, uri: str, device: str, options: Mapping[str, str], **task: Any) -> ClipBox:
     """`local-dir:PATH`, a folder with open_clip_config.json and weights, by open_clip's own loading."""
-    refuse_unknown(uri, options, ())
+    refuse_unknown(uri, options, OPTIONS)
     if not (Path(rest) / "open_clip_config.json").is_file():
         raise RecipeError(f"box {uri!r}: no open_clip_config.json in {rest!r}; name a folder that open_clip wrote")
     # Its name and not its path: the same folder on another machine is the same model.
-    return _open_elsewhere(f"local-dir:{rest}", f"local-dir:{Path(rest).resolve().name}", uri, device, task)
+    return _open_elsewhere(f"local-dir:{rest}", f"local-dir:{Path(rest).resolve().name}", uri, device, options, task)
 
 
-def _open_elsewhere(name: str, known_as: str, uri: str, device: str, task: dict[str, Any]) -> ClipBox:
+def _open_elsewhere(
+    name: str, known_as: str, uri: str, device: str, options: Mapping[str, str], task: dict[str, Any]
+) -> ClipBox:
     """A model whose configuration lies beside its weights."""
     model = fetched(uri, lambda: open_clip.create_model(name, require_pretrained=True))
     tokenizer = fetched(uri, lambda: open_clip.get_tokenizer(name))
     quick = open_clip.get_model_config(name).get("quick_gelu", False)
-    return _box(model, tokenizer, identity_of(known_as, state_sha256(model), quick), uri=uri, device=device, **task)
+    return _box(model, tokenizer, identity_of(known_as, state_sha256(model), quick), uri, device, options, task)
 
 
 def _quick(name: str, published: Mapping[str, Any]) -> bool:
@@ -159,5 +162,16 @@ def _some(tags: Sequence[str]) -> str:
     return ", ".join(tags[:6]) + (f" and {len(tags) - 6} more" if len(tags) > 6 else "") if tags else "none"
 
 
-def _box(model: nn.Module, tokenizer: Any, identity: dict[str, Any], **settings: Any) -> ClipBox:
-    return ClipBox(model.eval(), tokenizer, preprocess_of(model), identity=identity, **settings)
+def _box(
+    model: nn.Module,
+    tokenizer: Any,
+    identity: dict[str, Any],
+    uri: str,
+    device: str,
+    options: Mapping[str, str],
+    task: dict[str, Any],
+) -> ClipBox:
+    settings = settings_of(uri, options, device)
+    return ClipBox(
+        model.eval(), tokenizer, preprocess_of(model), identity=identity, uri=uri, device=device, **settings, **task
+    )

@@ -102,8 +102,9 @@ class TextTower:
             RefusedError: contexts of a wrong shape, or given to a tower that takes words only.
             TaskError: a class whose prompt does not fit behind a context so long.
         """
+        open_ways = {"words": ("words",), "packed": PATHS[1:]}.get(self.path, PATHS[2:])
         path = path or self.path
-        if path not in PATHS[1:] or (path == "packed" and self._packed is None):
+        if path not in open_ways:
             raise RefusedError(f"{path=} came, but the way here is {self.path!r}: {self.why}; leave the path out")
         if contexts is None:
             return self._encode(self._tokens, None, path)

@@ -6,16 +6,29 @@ Knows nothing of how theta is searched, nor of the model behind the box.
 from __future__ import annotations
 
 import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
 
 from engine.core import BoxSpec, Parametrization
 from engine.errors import RecipeError, nearest
 
-PROMPTS: dict[str, str] = {"text": "engine.prompts.text:text_context"}
-"""name -> `module:function`, called as `f(spec, *, tokens, subspace, seed)`."""
+PROMPTS: dict[str, str] = {
+    "text": "engine.prompts.text:text_context",
+    "pixels": "engine.prompts.pixels:pixel_frame",
+    "text+pixels": "engine.prompts.joint:text_and_pixels",
+}
+"""name -> `module:function`, called as `f(spec, *, subspace, seed, **options)`, options among its own keywords."""
 
 
 def make_prompt(
-    name: str, spec: BoxSpec, *, tokens: int | None = None, subspace: str = "full", seed: int = 1
+    name: str,
+    spec: BoxSpec,
+    *,
+    tokens: int | None = None,
+    subspace: str = "full",
+    seed: int = 1,
+    options: Mapping[str, Any] | None = None,
 ) -> Parametrization:
     """The parametrization `name` for a box.
 
@@ -25,9 +38,10 @@ def make_prompt(
         tokens: M, the number of context tokens; None: as many as the template has.
         subspace: `full`, or `random:DIM` for a seeded random projection onto DIM dimensions.
         seed: Of the projection.
+        options: The prompt's own settings, such as `width` and `grid` of pixels. None as a value: not said.
 
     Raises:
-        RecipeError: The name or the subspace is unknown, or the number of tokens is impossible.
+        RecipeError: The name, an option or the subspace is unknown, or a setting is impossible.
         RefusedError: The box does not accept this kind of prompt.
     """
     target = name if ":" in name else PROMPTS.get(name)
@@ -38,4 +52,12 @@ def make_prompt(
         make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise RecipeError(f"prompt {name!r}: {error}; write package.module:function") from None
-    return make(spec, tokens=tokens, subspace=subspace, seed=seed)
+    settings = {"tokens": tokens, **(options or {})}
+    parameters = inspect.signature(make).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("subspace", "seed")]
+    for key, value in settings.items():
+        if key not in known and value is not None:
+            raise RecipeError(
+                f"prompt {name!r} has no setting {key!r}{nearest(key, known)}; it has {', '.join([*known, 'subspace'])}"
+            )
+    return make(spec, subspace=subspace, seed=seed, **{key: settings[key] for key in known if key in settings})

@@ -16,6 +16,7 @@ from engine.core import Method
 from engine.errors import RecipeError, nearest
 
 METHODS: dict[str, str] = {
+    "sketch": "engine.search.sketch:Sketch",
     "momentum": "engine.search.descent:Momentum",
     "cbbt": "engine.search.peers:Cbbt",
     "spsa-gc": "engine.search.peers:SpsaGc",

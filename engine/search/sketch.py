@@ -1,13 +1,20 @@
 """`sketch`: search with the whole table of answers, not the mean of it.
 
-theta -> table is the only unknown map; the loss on top of it is known. Probes give columns J_j of the table's Jacobian;
-the best combination of them, by the true loss on the modelled table, costs no query (solver.py); a few candidates of
-different trust region radii are then evaluated in one batch. A derivative-free Gauss-Newton method in a random
-subspace, of the family of DFO-LS (Cartis, Fiala, Marteau and Roberts, 2019) and POUNDERS, with remembered columns kept
-true by Broyden's correction (Broyden 1965).
+theta -> table is the only unknown map; the loss on top of it is known. A round of probes adds secants of that map; all
+secants together, each trusted as far as it is near, give an estimate of the map's Jacobian J and of how uncertain it is
+in every direction. The step that is best by the true loss on the modelled table costs no query (solver.py); a few of
+them, for trust regions of different size, are tested in one batch and the best is kept if it really lowers the loss.
 
-Letters in shapes: as in engine.core, and K = k + memory columns.
-Knows nothing of prompts, boxes or budgets beyond the number of candidates.
+A derivative-free Gauss-Newton method, of the family of DFO-LS (Cartis, Fiala, Marteau and Roberts 2019) and POUNDERS,
+whose Broyden update has become a Gaussian process: with J ~ N(0, I) over directions, a secant (unit direction u, column
+y, midpoint z) is y = J u + noise of variance  floor + |theta - z|^2 / reach^2, since the map bends. Then
+
+    E[J^T] = U^T (U U^T + D)^-1 Y,   Cov = I - U^T (U U^T + D)^-1 U,
+
+and a step s pays  lambda/2 s^T (eps I + Cov) s.  One fresh, noiseless secant gives Broyden's rank-one correction.
+
+Letters in shapes: as in engine.core, and n secants. Lengths in theta space are root mean squares: |x| / sqrt(d).
+Knows nothing of prompts, of boxes, or of budgets beyond the number of candidates.
 """
 
 from __future__ import annotations
@@ -21,20 +28,29 @@ import numpy as np
 from engine import noise
 from engine.core import Array, Feedback, Needs, Outputs
 from engine.errors import ArtifactError, RecipeError, RefusedError
-from engine.search.solver import Features, Linear, Scores, Target, frozen, solve, sums
+from engine.search.solver import Features, Linear, Scores, Target, mixed, solve, sums
 
 Parts = dict[str, Array]
-"""A table, or a stack of columns, by what it holds: `scores`, or those of `text` and `image` that move."""
+"""A table, or a stack of them, by what it holds: `scores`, or `text` and `image` features."""
+
+REMEMBERED = 2**30
+"""Bytes of secants held at most, whatever `memory` says."""
+FLOOR = 1e-3
+"""Noise variance of a secant taken right here, in units of the prior's."""
+FACING = 0.2
+"""Least cosine to the current feature at which the central projection of another is trusted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sketch:
-    """Our table search: Gauss-Newton on all scores, in the subspace of few probes and remembered columns."""
+    """Our table search: Gauss-Newton on all answers at once, with a Jacobian learned from every one of them."""
 
     k: int = 16
     """Probes a round."""
-    memory: int = 16
-    """Remembered columns."""
+    memory: int = 128
+    """Secants remembered."""
+    columns: int = 48
+    """Directions of leading curvature among them that the solver moves along."""
     moves: int = 3
     """How many of the probes are the last accepted moves."""
     radii: int = 5
@@ -42,21 +58,25 @@ class Sketch:
     spread: float = 4.0
     """Factor between the damping of neighbouring candidates."""
     h: float = 0.05
-    """Root mean square of a probe's entries, in units of theta."""
-    damping: float = 1.0
-    """First lambda, on the mean square of a step's entries."""
+    """Length of a probe, in units of theta."""
+    reach: float = 1.0
+    """Distance, in units of theta, over which the map bends so much that a secant says no more than the prior."""
+    caution: float = 0.2
+    """eps: what a step pays where the Jacobian is known, as a share of what it pays where nothing is."""
+    damping: float = 0.1
+    """First lambda."""
     anchor: float = 0.2
     """Share of the zero-shot scores in the target."""
     pull: float = 0.0
-    """Weight of the mean square of theta's entries in the loss: a pull to the template."""
+    """Weight of 1/2 the mean square of theta's entries in the loss: a pull to the template."""
 
     needs = Needs(gives=frozenset({"scores", "features"}), table=True)
 
     def __post_init__(self) -> None:
-        for name, least in (("k", 1), ("memory", 0), ("moves", 0), ("radii", 1)):
+        for name, least in (("k", 1), ("memory", 1), ("columns", 1), ("moves", 0), ("radii", 1)):
             if getattr(self, name) < least:
                 raise RecipeError(f"{name}={getattr(self, name)} must be at least {least}")
-        for name in ("h", "damping"):
+        for name in ("h", "reach", "caution", "damping"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise RecipeError(f"{name}={getattr(self, name)} must be a positive number")
         if not self.spread > 1:
@@ -64,203 +84,283 @@ class Sketch:
         if not 0 <= self.anchor < 1:
             raise RecipeError(f"anchor={self.anchor} is a share of the target; it must be in [0, 1)")
         if not self.pull >= 0:
-            raise RecipeError(f"pull={self.pull} must be at least 0")
+            raise RecipeError(f"pull={self.pull} is a weight; it must be at least 0")
 
     def start(self, dim: int, budget: float, seed: int) -> SketchSearch:
+        """A search over `(dim,)` vectors from theta = 0; `budget` is the number of candidates it may ask for."""
         return SketchSearch(self, dim, budget, seed)
 
 
 class SketchSearch:
-    """The running half of `Sketch`.
+    """The running half of `Sketch`: rounds of probes and rounds of tests in turn.
 
-    Phases: `probe` (the base where its table is not known, and probes) and `test` (solutions for several dampings).
+    What holds for other rows than it was taken on: text features do, so that with minibatches nothing is asked twice.
+    Scores and image features do not: when the labels of a round differ from those before (rows are drawn anew), memory
+    is dropped, and from then on every round begins with theta (and the template, for the anchor) on its own rows.
     """
 
     def __init__(self, method: Sketch, dim: int, budget: float, seed: int) -> None:
         self._method, self._dim, self._budget, self._seed = method, dim, budget, seed
-        self._k = min(method.k, dim)
         self._theta = np.zeros(dim, np.float32)
-        self._table: Parts | None = None
-        self._zero: Parts | None = None
-        self._fixed: Parts = {}
-        self._scale = 1.0
-        self._labels: Array | None = None
-        self._value = math.nan
         self._damping = method.damping
         self._step = self._spent = 0
-        self._phase = "probe"
-        self._U = np.zeros((0, dim))
-        self._J: Parts = {}
+        self._redrawn = False
+        self._labels = np.zeros(0, np.int64)
+        self._scale = 1.0
+        self._table: Parts = {}
+        """What moves, at theta; empty: not known."""
+        self._zero: Parts = {}
+        """The same at theta = 0."""
+        self._fixed: Parts = {}
+        """What does not move, on the rows of the last round."""
+        self._U, self._mid = np.zeros((0, dim)), np.zeros((0, dim))
+        """Secants: unit directions and midpoints (both over sqrt(d))."""
+        self._Y: Parts = {}
         self._moves = np.zeros((0, dim))
-        self._tests = np.zeros((0, dim), np.float32)
-        self._as = np.zeros((0, 0))
-        self._resampled = False
+        """Accepted moves, the last one first."""
+        self._tests, self._dampings = np.zeros((0, dim), np.float32), np.zeros(0)
+        """What a round of tests asks; empty: probes are next."""
 
-    # ----------------------------------------------------------------------------------------------- ask and tell
+    # -----------------------------------------------------------------------------------------------------------------
+    # Ask and tell
 
     def ask(self, limit: int) -> Array:
         if limit < 1:
             raise ValueError(f"{limit=}: a search can only be asked for at least one candidate")
-        if self._phase == "test":
-            base = [self._theta[None]] if self._resampled else []
-            return np.concatenate([*base, self._tests])[:limit]
-        base = self._table is None or self._resampled
-        left = min(limit, max(1, int(self._budget) - self._spent))
-        count = min(self._k, limit - base, max(1, left - base - self._method.radii))
-        probes = self._directions(max(0, count)) * self._method.h
-        thetas = (self._theta + probes).astype(np.float32)
-        return np.concatenate([self._theta[None], thetas]) if base else thetas
+        known = self._known()
+        if len(self._tests):
+            return np.concatenate([known, self._tests])[:limit]
+        # No probes that the budget leaves no tests for.
+        left = max(1, int(self._budget) - self._spent - len(known) - self._method.radii)
+        count = min(self._method.k, self._dim, self._remembered, max(0, limit - len(known)), left)
+        probes = self._method.h * math.sqrt(self._dim) * self._directions(count)
+        return np.concatenate([known, (self._theta + probes).astype(np.float32)])[:limit]
 
     def tell(self, thetas: Array, feedback: Feedback) -> None:
         if feedback.outputs is None or feedback.labels is None:
-            raise RefusedError("sketch works on the whole table of answers; run it with table=True and labels")
+            raise RefusedError("sketch works on the whole table of answers; run its steps with table=True and labels")
+        known = len(self._known())
         self._spent += len(thetas)
         self._step += 1
+        tables, self._fixed = _parts(feedback.outputs, len(thetas), set(self._table))
+        for name in set(self._table) - set(tables):  # a lone first candidate could not tell what moves
+            del self._table[name], self._zero[name]
+        self._scale = feedback.outputs.scale
         labels = np.asarray(feedback.labels)
-        tables, fixed = _parts(feedback.outputs, len(thetas))
+        changed = len(self._labels) > 0 and not np.array_equal(labels, self._labels)
+        self._labels = labels
+        if changed and not self._redrawn and set(tables) != {"text"}:
+            # These answers cannot be compared with what was known: begin anew, with the base in every round.
+            self._redrawn, self._table, self._tests = True, {}, self._tests[:0]
+            self._forget()
+            return
         sound = np.isfinite(feedback.losses)
         for part in tables.values():
             sound &= np.isfinite(part.reshape(len(part), -1)).all(1)
-        self._fixed, self._scale, self._labels = fixed, feedback.outputs.scale, labels
-        if self._phase == "test":
-            self._told_tests(thetas, tables, sound)
-        else:
-            self._told_probes(thetas, tables, sound)
+        if known:
+            if not sound[:known].all() or len(thetas) < known:
+                return
+            self._table = {name: part[0] for name, part in tables.items()}
+            if self._redrawn or not self._zero:
+                self._zero = {name: part[known - 1] for name, part in tables.items()}
+            if self._redrawn and not len(self._tests):
+                self._forget()
+        found = np.flatnonzero(sound[known:])
+        rest = {name: part[known:][found] for name, part in tables.items()}
+        if len(self._tests):
+            self._told_tests(thetas[known:][found], rest, self._dampings[found])
+        elif len(found):
+            self._remember(thetas[known:][found], rest)
+            self._solve()
 
     def recommend(self) -> Array:
         return self._theta.copy()
 
-    def _told_probes(self, thetas: Array, tables: Parts, sound: Array) -> None:
-        first = 0
-        if self._table is None or self._resampled:
-            if not sound[0]:
-                return
-            self._table = {name: part[0] for name, part in tables.items()}
-            if self._zero is None:
-                self._zero = {**self._table, **self._fixed}
-            first = 1
-        self._value = self._objective(self._table, self._theta)
-        found = np.flatnonzero(sound[first:]) + first
-        if not len(found):
-            return
-        moved = thetas[found].astype(np.float64) - self._theta
-        length = np.linalg.norm(moved, axis=1) / math.sqrt(self._dim)
-        U = moved / length[:, None]
-        J = {
-            name: _columns(self._table[name], part[found], name) / _like(length, part) for name, part in tables.items()
-        }
-        if len(self._U):
-            J = {name: np.concatenate([part, self._J[name]]) for name, part in J.items()}
-        keep = self._k + self._method.memory
-        self._U = np.concatenate([U, self._U])[:keep]
-        self._J = {name: part[:keep] for name, part in J.items()}
-        self._solve()
+    def _known(self) -> Array:
+        """What a round must begin with because its table is not known: theta, and theta = 0 for the anchor."""
+        if self._table and not self._redrawn:
+            return np.zeros((0, self._dim), np.float32)
+        with_zero = self._redrawn and self._method.anchor > 0 and self._theta.any()
+        return np.stack([self._theta, np.zeros_like(self._theta)] if with_zero else [self._theta])
 
-    def _solve(self) -> None:
-        method = self._method
-        table = self._linear(self._J)
-        target = self._target()
-        G = self._U @ self._U.T / self._dim
-        q = method.pull * (self._U @ self._theta) / self._dim
-        powers = np.arange(method.radii) - (method.radii - 1) / 2
-        a, found = None, []
-        for damping in self._damping * method.spread ** powers[::-1]:
-            a = solve(table, target, damping * G + method.pull * G + 1e-12 * np.eye(len(G)), q, a)
-            found.append(a)
-        self._as = np.stack(found)
-        self._tests = (self._theta + self._as @ self._U).astype(np.float32)
-        self._phase = "test"
+    # -----------------------------------------------------------------------------------------------------------------
+    # What is known of the Jacobian
 
-    def _told_tests(self, thetas: Array, tables: Parts, sound: Array) -> None:
-        method = self._method
-        self._phase = "probe"
-        values = np.full(len(thetas), math.inf)
-        for p in np.flatnonzero(sound):
-            values[p] = self._objective({name: part[p] for name, part in tables.items()}, thetas[p])
-        best = int(np.argmin(values))
-        if not values[best] < self._value:
-            self._damping *= 10
-            return
-        powers = np.arange(method.radii) - (method.radii - 1) / 2
-        self._damping *= float(method.spread ** powers[::-1][best])
-        a = self._as[best]
-        new = {name: part[best] for name, part in tables.items()}
-        move = a @ self._U
-        norm = float(move @ move)
-        if norm > 0:
-            weights = self._U @ move / norm
-            for name in self._J:
-                # Broyden: what the model missed along the move is shared out by each direction's part in it.
-                missed = _columns(self._table[name], new[name][None], name)[0] - np.tensordot(a, self._J[name], 1)
-                self._J[name] = _tangent(self._J[name] + np.multiply.outer(weights, missed), new[name], name)
-            self._moves = np.concatenate([move[None], self._moves])[: method.moves]
-        self._theta, self._table, self._value = thetas[best].copy(), new, values[best]
-        self._U = self._U[: method.memory]
-        self._J = {name: part[: method.memory] for name, part in self._J.items()}
+    @property
+    def _remembered(self) -> int:
+        """n at most."""
+        size = sum(part.size for part in self._table.values()) * 4
+        return max(1, min(self._method.memory, REMEMBERED // size)) if size else self._method.memory
 
-    # ------------------------------------------------------------------------------------------------------------
+    def _remember(self, thetas: Array, tables: Parts) -> None:
+        """Add secants from theta to these."""
+        moved = (thetas.astype(np.float64) - self._theta) / math.sqrt(self._dim)
+        length = np.linalg.norm(moved, axis=1)
+        use = length > 1e-9
+        moved, length = moved[use], length[use]
+        mid = self._theta.astype(np.float64) / math.sqrt(self._dim) + moved / 2
+        self._U = np.concatenate([moved / length[:, None], self._U])
+        self._mid = np.concatenate([mid, self._mid])
+        for name, part in tables.items():
+            across = np.stack([_across(self._table[name], table, name) for table in part[use]])
+            columns = (across / length.reshape(-1, 1, 1)).astype(np.float32)
+            self._Y[name] = np.concatenate([columns, self._Y[name]]) if name in self._Y else columns
+        keep = np.sort(np.argsort(self._noise(), kind="stable")[: self._remembered])
+        if len(keep) < len(self._U):
+            self._U, self._mid = self._U[keep], self._mid[keep]
+            self._Y = {name: part[keep] for name, part in self._Y.items()}
+
+    def _forget(self) -> None:
+        self._U, self._mid, self._Y = self._U[:0], self._mid[:0], {}
+
+    def _noise(self) -> Array:
+        """`(n,)` variances of the secants, here."""
+        away = self._mid - self._theta.astype(np.float64) / math.sqrt(self._dim)
+        return FLOOR + (away**2).sum(1) / self._method.reach**2
 
     def _directions(self, count: int) -> Array:
-        """`(count, d)` orthogonal rows of root mean square 1."""
-        random = noise.rng(self._seed, self._step, noise.Purpose.PROBES).standard_normal((count, self._dim))
-        rows = np.concatenate([self._moves, random])[:count]
+        """`(count, d)` orthonormal rows: the last moves, then draws from what is not known of the Jacobian."""
+        random = noise.rng(self._seed, self._step, noise.Purpose.PROBES)
+        z = random.standard_normal((count, self._dim))
+        if len(self._U):
+            # Matheron's rule: a draw of the prior less what the secants would have said of it ~ N(0, Cov).
+            spread = np.sqrt(self._noise())
+            said = z @ self._U.T + spread * random.standard_normal((count, len(self._U)))
+            z = z - np.linalg.solve(self._U @ self._U.T + np.diag(spread**2), said.T).T @ self._U
+        rows = np.concatenate([self._moves[: self._method.moves], z])[:count]
         Q, R = np.linalg.qr(rows.T)
-        return (Q * np.where(np.diagonal(R) < 0, -1.0, 1.0)).T * math.sqrt(self._dim)
+        return (Q * np.where(np.diagonal(R) < 0, -1.0, 1.0)).T
 
-    def _linear(self, columns: Parts, base: Parts | None = None) -> Linear:
-        base = self._table if base is None else base
-        if "scores" in base:
-            return Scores(
-                base=base["scores"].astype(np.float64),
-                columns=columns.get("scores", np.zeros((0, *base["scores"].shape))),
-            )
-        whole = {**base, **{name: part for name, part in self._fixed.items() if name not in base}}
+    # -----------------------------------------------------------------------------------------------------------------
+    # Steps
+
+    def _solve(self) -> None:
+        """The candidates of the next round: the best steps on the modelled table, for several dampings."""
+        method = self._method
+        S = self._U @ self._U.T
+        inverse = np.linalg.inv(S + np.diag(self._noise()))
+        # An orthonormal basis of the secants' span, and in it: the Jacobian (as a mix of Y) and what a step pays.
+        values, vectors = np.linalg.eigh(S)
+        live = values > 1e-9 * values[-1]
+        Q = (vectors[:, live] / np.sqrt(values[live])).T @ self._U
+        mix = Q @ self._U.T @ inverse
+        paid = (1 + method.caution) * np.eye(len(Q)) - mix @ self._U @ Q.T
+        values, vectors = np.linalg.eigh((paid + paid.T) / 2)
+        cheap = (vectors / np.sqrt(np.maximum(values, 1e-9))).T
+        Q, mix = cheap @ Q, cheap @ mix  # now a step a pays lambda/2 |a|^2
+        target = self._target()
+        if len(Q) > method.columns:
+            Q, mix = self._leading(Q, mix, target)
+        table = self._linear(self._table, mix)
+        here = self._theta.astype(np.float64) / math.sqrt(self._dim)
+        a, found = None, []
+        dampings = self._damping * method.spread ** (np.arange(method.radii)[::-1] - (method.radii - 1) / 2)
+        for damping in dampings:
+            a = solve(table, target, damping * np.eye(len(Q)) + method.pull * Q @ Q.T, method.pull * Q @ here, a)
+            found.append(a)
+        steps = np.stack(found) @ Q * math.sqrt(self._dim)
+        # The middle first, in case not all can be paid.
+        order = np.argsort(np.abs(np.log(dampings / self._damping)), kind="stable")
+        self._tests, self._dampings = (self._theta + steps).astype(np.float32)[order], dampings[order]
+
+    def _leading(self, Q: Array, mix: Array, target: Target) -> tuple[Array, Array]:
+        """The directions of leading curvature of the loss, and the slope's rest."""
+        found = sums(self._linear(self._table, mix), target, np.zeros(len(Q)))
+        assert found.hessian is not None and found.gradient is not None
+        V = np.linalg.eigh(found.hessian)[1][:, ::-1][:, : self._method.columns - 1]
+        rest = found.gradient - V @ (V.T @ found.gradient)
+        V = np.concatenate([V, rest[:, None] / max(float(np.linalg.norm(rest)), 1e-300)], axis=1)
+        return V.T @ Q, V.T @ mix
+
+    def _told_tests(self, thetas: Array, tables: Parts, dampings: Array) -> None:
+        self._tests, self._dampings = self._tests[:0], self._dampings[:0]
+        value = self._objective(self._table, self._theta)
+        values = [self._objective({n: part[p] for n, part in tables.items()}, thetas[p]) for p in range(len(thetas))]
+        best = int(np.argmin(values)) if values else -1
+        self._remember(thetas, tables)
+        if not values or not values[best] < value:
+            self._damping *= 10
+            return
+        self._damping = float(dampings[best])
+        move = thetas[best].astype(np.float64) - self._theta
+        self._moves = np.concatenate([move[None], self._moves])[: self._method.moves]
+        self._theta = thetas[best].copy()
+        self._table = {name: part[best] for name, part in tables.items()}
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # The loss of tables
+
+    def _linear(self, parts: Parts, mix: Array | None = None) -> Linear:
+        """The scores that follow from what moves, and how mixed secants move them."""
+        Y = self._Y if mix is not None else {}
+        if "scores" in parts:
+            return Scores(base=parts["scores"], tables=Y.get("scores"), mix=mix)
+        text_columns = None
+        if "text" in Y:
+            assert mix is not None
+            text_columns = mixed(mix, Y["text"])
         return Features(
-            text=whole["text"],
-            image=whole["image"],
+            text=parts["text"] if "text" in parts else self._fixed["text"],
+            image=parts["image"] if "image" in parts else self._fixed["image"],
+            text_columns=text_columns,
+            image_tables=Y.get("image"),
+            mix=mix,
             scale=self._scale,
-            text_columns=columns.get("text"),
-            image_columns=columns.get("image"),
         )
 
     def _target(self) -> Target:
-        anchor = frozen(self._linear({}, self._zero)) if self._method.anchor > 0 else None
-        return Target(labels=self._labels, weight=self._method.anchor, anchor=anchor)
+        weight = self._method.anchor
+        return Target(labels=self._labels, weight=weight, anchor=self._linear(self._zero) if weight > 0 else None)
 
-    def _objective(self, table: Parts, theta: Array) -> float:
-        found = sums(self._linear({}, table), self._target(), np.zeros(0), slopes=False)
+    def _objective(self, parts: Parts, theta: Array) -> float:
+        """What is searched for: cross-entropy to the target, and the pull."""
+        found = sums(self._linear(parts), self._target(), np.zeros(0), slopes=False)
         return found.loss / found.rows + 0.5 * self._method.pull * float(np.mean(np.square(theta, dtype=np.float64)))
 
+    # -----------------------------------------------------------------------------------------------------------------
+    # State
+
+    _ARRAYS = ("theta", "labels", "U", "mid", "moves", "tests", "dampings")
+    _PARTS = ("table", "zero", "fixed", "Y")
+
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        state = {name: getattr(self, f"_{name}").copy() for name in self._ARRAYS}
+        for group in self._PARTS:
+            state |= {f"{group}.{name}": part.copy() for name, part in getattr(self, f"_{group}").items()}
+        state["scalars"] = np.array([self._step, self._spent, self._damping, self._scale, self._redrawn], np.float64)
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        raise ArtifactError("not yet")
+        if state["theta"].shape != (self._dim,):
+            raise ArtifactError(f"the state is of {state['theta'].shape} and the search of ({self._dim},) vectors")
+        for name in self._ARRAYS:
+            setattr(self, f"_{name}", np.array(state[name]))
+        for group in self._PARTS:
+            kept = {key.partition(".")[2]: np.array(v) for key, v in state.items() if key.startswith(f"{group}.")}
+            setattr(self, f"_{group}", kept)
+        step, spent, self._damping, self._scale, redrawn = (float(value) for value in state["scalars"])
+        self._step, self._spent, self._redrawn = int(step), int(spent), bool(redrawn)
 
 
-def _parts(outputs: Outputs, count: int) -> tuple[Parts, Parts]:
-    """What moves with the candidate, `(P, ...)` each, and what does not."""
+def _parts(outputs: Outputs, count: int, known: set[str]) -> tuple[Parts, Parts]:
+    """What moves with the candidate, `(P, ...)`, and what does not. Of a lone candidate that is what is known to move,
+    and everything where nothing is known yet."""
     if outputs.scores is not None:
         return {"scores": outputs.scores}, {}
+    if outputs.text is None or outputs.image is None:
+        raise RefusedError("sketch needs scores or features; this box gives neither")
     given = {"text": outputs.text, "image": outputs.image}
-    moves = {name: part for name, part in given.items() if len(part) == count and (count > 1 or name == "text")}
-    return moves, {name: part[0] for name, part in given.items() if name not in moves}
+    moving = {
+        name: part for name, part in given.items() if len(part) == count and (count > 1 or not known or name in known)
+    }
+    return moving, {name: part[0] for name, part in given.items() if name not in moving}
 
 
-def _like(values: Array, part: Array) -> Array:
-    return values.reshape(-1, *[1] * (part.ndim - 1))
-
-
-def _columns(base: Array, tables: Array, name: str) -> Array:
+def _across(base: Array, table: Array, name: str) -> Array:
+    """The move from one table to another, float64. Features are projected centrally onto the plane that touches the
+    sphere at the base: N(base + move) is the other table again, and there is no part along the base."""
     base = base.astype(np.float64)
     if name == "scores":
-        return tables - base
-    along = np.einsum("pce,ce->pc", tables, base)[..., None]
-    return tables / np.maximum(along, 0.2) - base
-
-
-def _tangent(columns: Array, base: Array, name: str) -> Array:
-    if name == "scores":
-        return columns
-    base = base.astype(np.float64)
-    return columns - np.einsum("pce,ce->pc", columns, base)[..., None] * base
+        return table - base
+    along = np.einsum("re,re->r", table, base)[:, None]
+    return table / np.maximum(along, FACING) - base

@@ -18,7 +18,7 @@ TEMPLATE = np.random.default_rng(0).normal(size=(M, W)).astype(np.float32)
 SPEC = BoxSpec(
     uri="test:",
     gives=frozenset({"features"}),
-    accepts=frozenset({"context"}),
+    accepts=frozenset({"context", "pixels"}),
     classes=("a", "b"),
     template="one two three four {}",
     image_size=8,
@@ -26,6 +26,14 @@ SPEC = BoxSpec(
 )
 
 every_prompt = pytest.mark.parametrize("name", PROMPTS)
+
+
+def parts(prompts) -> np.ndarray:
+    """`(P, ...)` all that a prompt decodes to, flat."""
+    arrays = [getattr(prompts, name) for name in ("context", "pixels")]
+    return np.concatenate([array.reshape(len(prompts), -1) for array in arrays if array is not None], 1)
+
+
 every_subspace = pytest.mark.parametrize("subspace", ["full", "random:3"])
 
 
@@ -35,9 +43,11 @@ def test_theta_zero_is_the_template_to_the_bit(name, subspace):
     prompt = make_prompt(name, SPEC, subspace=subspace)
     decoded = prompt.decode(np.zeros((2, prompt.dim), np.float32))
     assert len(decoded) == 2 and decoded.needs() <= SPEC.accepts
-    assert decoded.context.dtype == np.float32
-    for context in decoded.context:
+    assert decoded.needs() == {{"text": "context"}.get(part, part) for part in name.split("+")}
+    assert parts(decoded).dtype == np.float32
+    for context in () if decoded.context is None else decoded.context:
         np.testing.assert_array_equal(context, TEMPLATE)
+    assert decoded.pixels is None or not decoded.pixels.any()
 
 
 @every_prompt
@@ -46,11 +56,11 @@ def test_decoding_is_pure_and_the_same_alone_or_in_a_stack(name, subspace):
     prompt = make_prompt(name, SPEC, subspace=subspace)
     thetas = np.random.default_rng(1).normal(size=(5, prompt.dim)).astype(np.float32)
     kept = thetas.copy()
-    stack = prompt.decode(thetas).context
+    stack = parts(prompt.decode(thetas))
     np.testing.assert_array_equal(thetas, kept)
-    np.testing.assert_array_equal(stack, prompt.decode(thetas).context)
+    np.testing.assert_array_equal(stack, parts(prompt.decode(thetas)))
     for row in range(5):
-        np.testing.assert_array_equal(prompt.decode(thetas[row : row + 1]).context[0], stack[row])
+        np.testing.assert_array_equal(parts(prompt.decode(thetas[row : row + 1]))[0], stack[row])
 
 
 @every_prompt
@@ -58,10 +68,10 @@ def test_decoding_is_pure_and_the_same_alone_or_in_a_stack(name, subspace):
 def test_survives_pickle_and_is_the_same_in_another_process(name, subspace):
     prompt = make_prompt(name, SPEC, subspace=subspace, seed=7)
     thetas = np.ones((1, prompt.dim), np.float32)
-    expected = prompt.decode(thetas).context
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(prompt)).decode(thetas).context, expected)
+    expected = parts(prompt.decode(thetas))
+    np.testing.assert_array_equal(parts(pickle.loads(pickle.dumps(prompt)).decode(thetas)), expected)
     again = make_prompt(name, SPEC, subspace=subspace, seed=7)
-    np.testing.assert_array_equal(again.decode(thetas).context, expected)
+    np.testing.assert_array_equal(parts(again.decode(thetas)), expected)
 
 
 @every_prompt

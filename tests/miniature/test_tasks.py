@@ -18,7 +18,7 @@ def test_sizes_labels_and_sources(name):
     assert task.template.count("{}") == 1
     assert len(set(task.classes)) == len(task.classes)
     handwritten = name in ("digits", "biased")
-    assert len(task.train) == len(task.classes) * (40 if handwritten else 64)
+    assert len(task.train) == len(task.classes) * (40 if handwritten else 256)
     assert len(task.test) == (1397 if handwritten else 10_000)
     assert len(task.val) == len(task.val.source) == 0
     for split in (task.train, task.val, task.test):
@@ -46,7 +46,7 @@ def test_pool_and_test_share_no_image(name):
 
 
 def test_control_is_marked():
-    assert [name for name in tasks.TASKS if tasks.load(name).control] == ["count"]
+    assert [name for name in tasks.TASKS if tasks.load(name).control] == ["texture", "count"]
 
 
 def test_biased_misleads():

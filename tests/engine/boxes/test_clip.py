@@ -6,10 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.boxes.clip import ClipBox
+from engine.boxes.clip import ClipBox, settings_of
+from engine.boxes.precision import computing
 from engine.boxes.toy import ToyImages
 from engine.core import GIVES, BlackBox, Prompts, Work
-from engine.errors import TaskError
+from engine.errors import RecipeError, TaskError
 from engine.images import Files, Preprocess
 from engine.prompts import make_prompt
 
@@ -20,6 +21,13 @@ VISION = {"image_size": 32, "patch_size": 8, "layers": 2, "width": 64, "head_wid
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 IMAGES = ToyImages(tuple(range(5)), seed=3)
 ROWS = np.arange(5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache_folder(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KEYHOLE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -171,14 +179,83 @@ def test_no_gradient_and_no_training_mode(box, model):
     assert not model.training and not any(weight.requires_grad for weight in model.parameters())
 
 
-def test_staging_in_parts_is_the_same(box, monkeypatch):
+def test_staging_in_parts_is_the_same(make, monkeypatch):
     import engine.boxes.clip as clip
 
     source = ToyImages(tuple(range(5)) * 3, seed=1)
-    whole = box.stage(source).features
+    whole = make(cache=False).stage(source)
     monkeypatch.setattr(clip, "_READ", 4)
+    monkeypatch.setattr(clip, "KEPT_BYTES", 0)
+    box = make(cache=False)
+    box._block = 4
     parts = box.stage(source)
     assert len(parts) == 15
-    np.testing.assert_allclose(parts.features, whole, atol=1e-6)
-    np.testing.assert_array_equal(parts.features.shape, (15, 16))
-    assert len(parts.projected) == 15
+    np.testing.assert_allclose(parts.features, whole.features, atol=1e-6)
+    rows = np.array([3, 14, 0, 0, 7, 9])
+    kept, made = list(whole.projected(rows)), list(parts.projected(rows))
+    assert [len(part) for part in kept] == [6] and [len(part) for part in made] == [4, 2]
+    torch.testing.assert_close(torch.cat(made), kept[0], rtol=0, atol=1e-6)
+    pixels = Prompts(count=2, pixels=np.full((2, 3, 32, 32), 0.2, np.float32))
+    np.testing.assert_allclose(box.answer(pixels, parts, rows).image, box.answer(pixels, whole, rows).image, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_clipping_is_the_boxs(make, clip):
+    box = make(clip=clip)
+    staged = box.stage(IMAGES)
+    pixels = np.zeros((2, 3, 32, 32), np.float32)
+    pixels[1, :, :8] = 2.0
+    answered = box.answer(Prompts(count=2, pixels=pixels), staged, ROWS).image
+    shown = torch.from_numpy(PREPROCESS.pixels(IMAGES.read(range(5)))) + torch.from_numpy(pixels[1])
+    with torch.no_grad():
+        expected = box.image_tower.encode(shown.clamp(0, 1) if clip else shown).numpy()
+    np.testing.assert_allclose(answered[0], staged.features, atol=1e-6)
+    np.testing.assert_allclose(answered[1], expected, atol=1e-6)
+    assert (box.spec.identity.get("clip", False), "clipped" in box.spec.path) == (clip, clip)
+
+
+def test_bfloat16_is_near_and_of_unit_length(make, box, staged):
+    short = make(precision="bf16")
+    assert short.spec.identity["precision"] == "bf16" and "bf16" in short.spec.path
+    context = np.random.default_rng(0).normal(size=(2, 4, 32), scale=0.02).astype(np.float32)
+    pixels = np.full((2, 3, 32, 32), 0.3, np.float32)
+    for prompts in (Prompts(count=2), Prompts(count=2, context=context), Prompts(count=2, pixels=pixels)):
+        exact, rounded = box.answer(prompts, staged, ROWS), short.answer(prompts, short.stage(IMAGES), ROWS)
+        for one, other in ((exact.text, rounded.text), (exact.image, rounded.image)):
+            assert other.dtype == np.float32
+            np.testing.assert_allclose(np.linalg.norm(other, axis=-1), 1, atol=1e-6)
+            assert 1e-6 < np.abs(one - other).max() < 0.05
+    assert torch.get_autocast_dtype("cpu") is torch.bfloat16 and not torch.is_autocast_enabled("cpu")
+
+
+def test_options_that_every_such_box_knows():
+    assert settings_of("x:", {}, "cpu") == {"precision": "fp32", "clip": False, "cache": True}
+    told = {"precision": "bf16", "clip": "on", "cache": "off"}
+    assert settings_of("x:", told, "cpu") == {"precision": "bf16", "clip": True, "cache": False}
+    assert settings_of("x:", {"precision": "tf32"}, "cuda:0")["precision"] == "tf32"
+    for options, message in (
+        ({"precision": "tf32"}, "no effect on 'cpu'"),
+        ({"precision": "bf61"}, "did you mean 'bf16'"),
+        ({"clip": "yes"}, "clip=yes; it is on or off"),
+        ({"cache": "0"}, "cache=0"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            settings_of("x:", options, "cpu")
+
+
+def test_precision_flags_are_put_back():
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [flag.allow_tf32 for flag in flags]
+    try:
+        for flag in flags:
+            flag.allow_tf32 = True
+        with computing("fp32", torch.device("cuda")):
+            assert [flag.allow_tf32 for flag in flags] == [False, False]
+            with pytest.raises(KeyError), computing("tf32", torch.device("cuda")):
+                assert [flag.allow_tf32 for flag in flags] == [True, True]
+                raise KeyError
+            assert [flag.allow_tf32 for flag in flags] == [False, False]
+        assert [flag.allow_tf32 for flag in flags] == [True, True]
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            flag.allow_tf32 = value

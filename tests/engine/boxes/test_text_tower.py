@@ -124,8 +124,8 @@ def test_every_family_gives_the_plain_forward(name, text, path):
     assert largest(features[0], features[1]) > 1e-3
 
 
-@pytest.mark.parametrize("num_context", [0, 1, 4, 16])
-@pytest.mark.parametrize("rows", [8, 40, 1024])
+@pytest.mark.parametrize("num_context", [0, 1, 16])
+@pytest.mark.parametrize("rows", [8, 1024])
 @pytest.mark.parametrize("prepack", [False, True])
 def test_any_length_any_chunk_any_linear_layer(clip, tower, monkeypatch, num_context, rows, prepack):
     if prepack and not can_prepack(torch.device("cpu")):
@@ -287,7 +287,8 @@ class HfLike(nn.Module):
 
     def __init__(self, functional=False):
         super().__init__()
-        self.transformer = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2)
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.transformer = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.embedding = nn.Embedding(49408, 32)
         self.transformer.get_input_embeddings = lambda: self.embedding
         self.proj = nn.Linear(32, 16)
@@ -381,7 +382,7 @@ def test_names_outside_the_vocabulary_are_refused_by_name(clip):
 
 
 def test_contexts_that_do_not_fit(tower):
-    with pytest.raises(TaskError, match="'old tabby cat' needs 80 tokens"):
+    with pytest.raises(TaskError, match="'hot-air balloon' needs 81 tokens"):
         tower.encode(torch.zeros(1, 69, 512))
     with pytest.raises(RefusedError, match=r"shape \(1, 4, 511\)"):
         tower.encode(torch.zeros(1, 4, 511))

@@ -204,7 +204,7 @@ GOLDEN = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "expected"), GOLDEN, ids=lambda value: str(value))
+@pytest.mark.parametrize(("name", "options", "expected"), GOLDEN, ids=str)
 def test_golden_values(name, options, expected):
     search, done = make(name, options).start(10, 400, seed=1), 0
     while done < 400:

@@ -1,0 +1,54 @@
+"""Two prompts at once: a theta is the one's and the other's, one behind the other.
+
+Knows nothing of what its parts are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.core import Array, BoxSpec, Parametrization, Prompts
+from engine.prompts.pixels import pixel_frame
+from engine.prompts.text import text_context
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Joint:
+    """A text context and a pixel frame. Each keeps its own unit, so a step moves both."""
+
+    text: Parametrization
+    pixels: Parametrization
+
+    @property
+    def dim(self) -> int:
+        """d, the sum of the parts'."""
+        return self.text.dim + self.pixels.dim
+
+    def decode(self, thetas: Array) -> Prompts:
+        """`(P, d)` -> contexts and frames of P candidates. Raises ValueError where `thetas` is not `(P, d)`."""
+        if thetas.ndim != 2 or thetas.shape[1] != self.dim:
+            raise ValueError(f"thetas of shape {thetas.shape}: (P, {self.dim}) is wanted")
+        text = self.text.decode(thetas[:, : self.text.dim])
+        pixels = self.pixels.decode(thetas[:, self.text.dim :])
+        return Prompts(count=len(thetas), context=text.context, pixels=pixels.pixels)
+
+
+def text_and_pixels(
+    spec: BoxSpec,
+    *,
+    tokens: int | None = None,
+    width: int | None = None,
+    grid: int | None = None,
+    subspace: str = "full",
+    seed: int = 1,
+) -> Joint:
+    """A text context and a pixel frame, with the settings of both; `random:DIM` is a subspace of each part.
+
+    Raises:
+        RefusedError: The box does not accept one of them.
+        RecipeError: A setting is impossible.
+    """
+    return Joint(
+        text=text_context(spec, tokens=tokens, subspace=subspace, seed=seed),
+        pixels=pixel_frame(spec, width=width, grid=grid, subspace=subspace, seed=seed),
+    )

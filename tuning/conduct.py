@@ -1,0 +1,110 @@
+"""A comparison from beginning to end: the gate, the search phase, the trials, the report.
+
+Knows nothing of Ray beyond its room's names, and of what a trial does.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from engine.artifact import write_text
+from engine.errors import ArtifactError
+from tuning import choose, gate, report, track
+from tuning.compare import Cluster, Connected, metrics_of, on_tune
+from tuning.protocol import Comparison, make_comparison, trials_of
+from tuning.track import Board
+from tuning.trials import carry_out, done
+
+SETTINGS, TRIALS = "compare.yaml", "trials"
+
+
+def compare(
+    comparison: Comparison | None,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    cluster: Cluster | None = None,
+    trackers: Sequence[str] = (),
+    board: Board | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Run a comparison and write its report; returns what `summary.json` holds.
+
+    Args:
+        comparison: its settings; None with `resume`, which takes them from the folder.
+        out: the comparison's folder, on a file system that all nodes share.
+        resume: go on with a folder that was begun; finished trials are not repeated, failed ones tried again.
+        cluster: where trials run.
+        trackers: of `tuning.track.TRACKERS`.
+        board: told of every trial's progress.
+        stop: set by whoever wants it to end early; the report is then of what is there.
+
+    Raises KeyholeError for a mistake in the settings, before anything runs; a trial that fails is a row of the report.
+    """
+    out, cluster = Path(out).absolute(), cluster or Cluster()
+    board, stop = board or Board(lambda line: None), stop or threading.Event()
+    comparison = _settled(comparison, out, resume)
+    callbacks = track.check(trackers)
+    trials_of(comparison)  # every mistake in the settings is found here
+    started = time.monotonic()
+    ray = Connected(cluster)
+
+    def run(folders: Sequence[Path], search: choose.Plan | None = None) -> None:
+        """Carry out what is not done yet."""
+        todo = [folder for folder in folders if not done(folder)]
+        board.expect(len(folders), len(folders) - len(todo))
+        if (todo or (search is not None and not folders)) and not stop.is_set():
+            if cluster.parallel == 0:
+                _in_turn(todo, board, stop)
+            else:
+                on_tune(todo, out, cluster, callbacks, board, stop, search, ray.own)
+
+    with ray:
+        gate.check(comparison, out / "gate", run)
+        chosen = choose.choose(comparison, out / "search", run, in_turn=cluster.parallel == 0)
+        if not stop.is_set():
+            run([trial.write(out / TRIALS) for trial in trials_of(comparison, chosen)])
+    write_text(out / "took.json", json.dumps({"seconds": round(time.monotonic() - started, 1)}) + "\n")
+    return report.remake(out)
+
+
+def _settled(comparison: Comparison | None, out: Path, resume: bool) -> Comparison:
+    """The settings, those of the folder for a resumed one; they are written before anything runs."""
+    import yaml
+
+    file = out / SETTINGS
+    if resume:
+        if not file.exists():
+            raise ArtifactError(f"{out} holds no {SETTINGS}: nothing to resume; start it with keyhole compare --out")
+        return make_comparison(yaml.safe_load(file.read_text(encoding="utf-8")))
+    if file.exists():
+        raise ArtifactError(f"{out} already holds a comparison; go on with it by --resume, or name another --out")
+    assert comparison is not None
+    trials_of(comparison)
+    try:
+        (out / TRIALS).mkdir(parents=True, exist_ok=True)
+        write_text(file, yaml.safe_dump(comparison.as_dict(), sort_keys=False))
+    except OSError as error:
+        raise ArtifactError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from error
+    return comparison
+
+
+def _in_turn(folders: Sequence[Path], board: Board, stop: threading.Event) -> None:
+    """One trial after another: the plain loop, for machines without Ray and to measure what Tune adds."""
+    for folder in folders:
+        board.begun(folder)
+        try:
+            with closing(carry_out(folder)) as rounds:
+                for step in rounds:
+                    board.heard(folder, metrics_of(step))
+                    if stop.is_set():
+                        return
+        except Exception:
+            pass  # the trial's folder says why; the others go on
+        board.ended(folder)

@@ -1,0 +1,217 @@
+"""A comparison's report from what lies in its folder: results.csv, summary.json, tables, curves.png, report.html.
+
+Knows nothing of how trials were run.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.artifact import write_text
+from engine.errors import ArtifactError, KeyholeError
+from tuning import curves, page
+from tuning.protocol import Comparison, make_comparison, trials_of
+from tuning.statistics import interval, mean_ranks, paired_tests
+from tuning.tables import tables_of
+from tuning.trials import ERROR, READS, TRIAL, Trial, looks
+
+COLUMNS = (
+    "task", "box", "method", "prompt", "head", "shots", "seed", "budget", "evaluations", "pairs", "test_pairs",
+    "sequences", "image_encodes", "retries", "duplicates", "bytes", "cost", "zero_shot_accuracy", "accuracy",
+    "val_accuracy", "train_loss", "base_accuracy", "new_accuracy", "seconds", "workers", "fingerprint", "version",
+)  # fmt: skip
+"""Of result.json, and first in results.csv."""
+OURS = ("harmonic_mean", "gives", "label", "config", "search", "trial", "error")
+"""Last in results.csv: what a comparison adds."""
+COUNTS = ("evaluations", "pairs", "test_pairs", "sequences", "image_encodes", "bytes", "retries", "duplicates",
+          "cost", "seconds")  # fmt: skip
+
+
+def remake(out: str | Path) -> dict[str, Any]:
+    """Write all of the report; returns what summary.json holds. Raises ArtifactError where there is no comparison."""
+    out = Path(out)
+    comparison = settings_of(out)
+    rows = rows_of(out, comparison)
+    summary = summary_of(out, comparison, rows)
+    write_text(out / "results.csv", _csv(rows))
+    write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    drawn = curves.draw([(row, looks(out / "trials" / row["trial"])) for row in rows if not row["error"]], out)
+    write_text(out / "report.html", page.render(out, comparison, summary, tables_of(comparison, summary), drawn))
+    return summary
+
+
+def settings_of(out: Path) -> Comparison:
+    """The comparison's settings."""
+    try:
+        return make_comparison(yaml.safe_load((out / "compare.yaml").read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ArtifactError(f"{out} holds no compare.yaml: name the folder of a `keyhole compare`") from error
+
+
+def text(out: str | Path, summary: Mapping[str, Any]) -> str:
+    """The tables for a terminal."""
+    return "\n\n".join(table.text() for table in tables_of(settings_of(Path(out)), summary, wide=False))
+
+
+def rows_of(out: Path, comparison: Comparison) -> list[dict[str, Any]]:
+    """A row a trial that was begun, in the comparison's order: result.json, what was read besides, or the error."""
+    place = {name: i for i, name in enumerate(_names(comparison))}
+    folders = sorted(
+        (path.parent for path in (out / "trials").glob(f"*/{TRIAL}")),
+        key=lambda folder: (place.get(folder.name, len(place)), folder.name),
+    )
+    return [_row(folder) for folder in folders]
+
+
+def _names(comparison: Comparison) -> list[str]:
+    try:
+        return [trial.name for trial in trials_of(comparison)]
+    except KeyholeError:  # a method or a task of another installation: the order is then that of the names
+        return []
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    trial = Trial.read(folder)
+    result, reads, error = (_json(folder / name) for name in ("result.json", READS, ERROR))
+    recipe = dict(trial.recipe)
+    method = recipe["method"]
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+    row |= {name: recipe.get(name) for name in ("task", "box", "shots", "seed", "budget", "head")}
+    row["method"] = method["name"] if isinstance(method, dict) else method
+    row |= result or {}
+    if reads and reads["new"] is not None:
+        row["new_accuracy"] = reads["new"]["accuracy"]
+    base, new = row["base_accuracy"], row["new_accuracy"]
+    row["harmonic_mean"] = None if base is None or new is None else 2 * base * new / max(base + new, 1e-12)
+    for uri, read in (reads or {}).get("shift", {}).items():
+        row[f"shift:{uri}"] = read["accuracy"]
+    return row | {
+        "gives": "+".join((reads or {}).get("gives", [])),
+        "label": trial.label,
+        "config": dict(trial.config),
+        "search": trial.search,
+        "trial": folder.name,
+        "error": error["error"] if error else None if result and reads else "not finished",
+    }
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    shifts = sorted({name for row in rows for name in row if name.startswith("shift:")})
+    names = [*COLUMNS, *shifts, *OURS]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        cells = (row.get(name) for name in names)
+        writer.writerow([json.dumps(cell) if isinstance(cell, dict) else cell for cell in cells])
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def summary_of(out: Path, comparison: Comparison, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means, intervals, ranks and tests, as plain values."""
+    good = [row for row in rows if not row["error"]]
+    blocks = list(dict.fromkeys((row["gives"], row["box"], row["shots"]) for row in good))
+    took = _json(out / "took.json")
+    return {
+        "title": comparison.title,
+        "trials": len(rows),
+        "finished": len(good),
+        "results": [entry for block in blocks for entry in _per_task(_in(good, block))],
+        "blocks": [_block(block, _in(good, block)) for block in blocks],
+        "failed": [{"trial": row["trial"], "error": row["error"]} for row in rows if row["error"]],
+        "searches": [_json(path) for path in sorted((out / "search").glob("*/search.json"))],
+        "seconds": took["seconds"] if took else None,
+        "versions": sorted({row["version"] for row in good}),
+        "fingerprints": [json.loads(text) for text in sorted({json.dumps(row["fingerprint"]) for row in good})],
+    }
+
+
+def _in(rows: Sequence[Mapping[str, Any]], block: tuple[str, str, int]) -> list[Mapping[str, Any]]:
+    return [row for row in rows if (row["gives"], row["box"], row["shots"]) == block]
+
+
+def _labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(row["label"] for row in rows))
+
+
+def _per_task(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Per task and method, over seeds."""
+    found = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        for label in _labels(rows):
+            mine = [row for row in rows if row["task"] == task and row["label"] == label]
+            if not mine:
+                continue
+            told = interval([row["accuracy"] for row in mine])
+            first = mine[0]
+            found.append(
+                {
+                    **{name: first[name] for name in ("task", "box", "shots", "gives")},
+                    "method": label,
+                    "config": first["config"],
+                    "seeds": told.n,
+                    "mean": told.mean,
+                    "standard_deviation": told.sd,
+                    "low": told.low,
+                    "high": told.high,
+                    **{name: _mean(mine, name) for name in
+                       ("zero_shot_accuracy", "val_accuracy", "train_loss", "base_accuracy", "new_accuracy",
+                        "harmonic_mean", *sorted(key for key in first if key.startswith("shift:")), *COUNTS)},
+                }
+            )  # fmt: skip
+    return found
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return float(sum(values) / len(values)) if values else None
+
+
+def _block(block: tuple[str, str, int], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One box and number of shots: methods over all tasks, and the tests between them."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    cells = {
+        label: {(row["task"], row["seed"]): row["accuracy"] for row in rows if row["label"] == label}
+        for label in _labels(rows)
+    }
+    ranks = mean_ranks(cells)
+    methods = []
+    for label, mine in cells.items():
+        by_seed: dict[int, list[float]] = {}
+        for (_, seed), accuracy in mine.items():
+            by_seed.setdefault(seed, []).append(accuracy)
+        # The interval is over seeds, each the mean of its tasks: how the average would move with other samples.
+        whole = [sum(values) / len(values) for values in by_seed.values() if len(values) == len(tasks)]
+        told = interval(whole) if whole else None
+        own = [row for row in rows if row["label"] == label]
+        methods.append(
+            {
+                "method": label,
+                "mean": told.mean if told else None,
+                "standard_deviation": told.sd if told else None,
+                "low": told.low if told else None,
+                "high": told.high if told else None,
+                "seeds": told.n if told else 0,
+                "tasks": len({row["task"] for row in own}),
+                "rank": ranks.get(label),
+                **{name: _mean(own, name) for name in COUNTS},
+            }
+        )
+    gives, box, shots = block
+    return {
+        "gives": gives, "box": box, "shots": shots, "tasks": tasks, "methods": methods, "tests": paired_tests(cells),
+    }  # fmt: skip

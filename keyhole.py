@@ -98,6 +98,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object 
 @click.option("--seed", type=int, help="Sets every random draw.")
 @click.option("--workers", type=int, help="Ray actors; 0: in this process, without Ray.")
 @click.option("--device", help="cpu or cuda.")
+@click.option("--from", "start", help="Begin at the prompt of this run folder or artifact.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.")
 @click.option("--plan", is_flag=True, help="Print what the run would spend; send nothing.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run folder.")

@@ -230,5 +230,5 @@ def words() -> list[str]:
     bare = " ".join(TEMPLATES + _PLACES).replace("{q}", "").replace("{}", "")
     known = [*bare.split(), *ITEMS, *NUMBERS, *CATEGORIES, *SHAPES, *COLORS, *TEXTURES, *SIZES, *DIRECTIONS]
     known += [f"{name}s" for name in (*CATEGORIES, *SHAPES)] + ["crosses", *QUALITIES]
-    known += "an the and on background pointing copies of number".split()
+    known += ["an", "the", "and", "on", "background", "pointing", "copies", "of", "number"]
     return sorted({word.strip(".,") for word in known} - {""}) + [".", ","]

@@ -113,7 +113,9 @@ def test_a_corrupt_image_is_named(tmp_path, capsys):
     for path in (tmp_path / "images" / "blue").iterdir():
         path.write_bytes(path.read_bytes()[:1024])
     task = f"folder:{tmp_path / 'images'}"
-    code, out, err = run(capsys, "tune", "--task", task, "--shots", "1", "--budget", "20", "--out", str(tmp_path / "run"))
+    code, out, err = run(
+        capsys, "tune", "--task", task, "--shots", "1", "--budget", "20", "--out", str(tmp_path / "run")
+    )
     assert code == 2 and not out and err.count("\n") == 1
     assert "blue" in err and ".png: not a readable image" in err
 
@@ -186,6 +188,15 @@ def test_a_run_killed_after_its_last_round_only_reads_the_test_split(tmp_path, c
     (tmp_path / "run" / "result.json").unlink()
     assert run(capsys, "tune", "--resume", str(tmp_path / "run"))[0] == 0
     assert facts(tmp_path / "run") == before
+
+
+def test_a_warm_start_begins_where_the_other_run_ended(tmp_path, capsys):
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    before = json.loads(run(capsys, *SMALL, "--out", first, "--json")[1])
+    after = json.loads(run(capsys, *SMALL, "--from", first, "--out", second, "--json")[1])
+    assert after["train_loss"] < before["train_loss"] and after["zero_shot_accuracy"] == before["zero_shot_accuracy"]
+    code, _, err = run(capsys, *SMALL, "prompt.tokens=2", "--from", first, "--out", str(tmp_path / "third"))
+    assert code == 2 and "does not fit this run" in err
 
 
 def test_a_head_joins_a_prompt(tmp_path, capsys):

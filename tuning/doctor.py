@@ -1,5 +1,8 @@
 """The state of the environment: what is installed, what the hardware is, whether the embedded weights are whole.
 
+Of a box: which way it computes and, where it computes in less than fp32, how its error compares with what a search's
+probe changes.
+
 Knows nothing of runs.
 """
 
@@ -11,6 +14,9 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
+
+from engine.core import Array, BlackBox, Outputs
 from engine.errors import KeyholeError
 
 PACKAGES = (
@@ -41,6 +47,7 @@ def examine(box_uri: str | None = None) -> dict[str, Any]:
         import torch
 
         findings["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    findings["cache"] = _cache()
     findings["ray_address"] = os.environ.get("RAY_ADDRESS", "none: a local Ray is started where workers > 0")
     for name, state in _weights().items():
         findings[f"mini:{name}"] = state
@@ -69,17 +76,121 @@ def _weights() -> dict[str, str]:
     return states
 
 
+def _cache() -> str:
+    """Where image features are kept and how large that is."""
+    from engine.boxes.cache import LIMIT_BYTES, VARIABLE, cache_bytes, cache_folder
+
+    folder = cache_folder()
+    if folder is None:
+        return f"off ({VARIABLE}=off)"
+    return f"{folder}: {cache_bytes(folder) / 1e6:.1f} MB of at most {LIMIT_BYTES / 1e6:.0f} MB ({VARIABLE})"
+
+
+CLASSES, TEMPLATE = ("red", "blue"), "a photo of a {}."
+
+
 def _box(uri: str, findings: dict[str, Any]) -> bool:
     from engine.boxes import open_box
 
+    device = _device(findings)
     try:
-        spec = open_box(uri, classes=("red", "blue"), template="a photo of a {}.").spec
+        box = open_box(uri, classes=CLASSES, template=TEMPLATE, device=device)
     except KeyholeError as error:
         findings["box"] = str(error)
         return False
+    spec = box.spec
     findings["box"] = uri
     findings["gives"] = ", ".join(sorted(spec.gives))
     findings["accepts"] = ", ".join(sorted(spec.accepts))
     findings["path"] = spec.path
     findings["identity"] = spec.identity
+    if "precision" in spec.identity and "features" in spec.gives and spec.text is not None:
+        findings.update(precision_error(uri, box, device=device))
     return True
+
+
+def _device(findings: dict[str, Any]) -> str:
+    return "cuda" if findings.get("gpus") else "cpu"
+
+
+def precision_error(
+    uri: str, box: BlackBox, *, device: str = "cpu", h: float = 0.05, probes: int = 8, images: int = 32
+) -> dict[str, float]:
+    """What a box's precision costs a search: its error against fp32, beside what a probe changes.
+
+    The loss is the cross-entropy of seeded random images under labels in turn; probes start at the template, as the
+    first step of `momentum` does. A search sees differences of losses, in which an offset common to all of them
+    cancels; so it is their error that counts.
+
+    Args:
+        uri: The box's URI, with its precision.
+        box: That box, open; it gives features and accepts contexts.
+        device: Where both compute.
+        h: Root mean square of a probe's entries, in units of theta.
+        probes: How many directions.
+        images: How many images.
+
+    Returns:
+        Largest error of a normalised feature (text or image); root mean square over the probes of the loss's error, of
+        a loss difference's error and of the loss differences themselves in fp32; the quotient of the latter two.
+    """
+    from engine.boxes import open_box
+    from engine.prompts import make_prompt
+
+    exact = open_box(_exactly(uri), classes=box.spec.classes, template=box.spec.template, device=device)
+    random = np.random.default_rng(0)
+    prompt = make_prompt("text", box.spec)
+    directions = random.standard_normal((probes, prompt.dim)).astype(np.float32)
+    thetas = np.concatenate([np.zeros_like(directions[:1]), h * directions])
+    source = _Noise(random.integers(0, 256, (images, box.spec.image_size, box.spec.image_size, 3), dtype=np.uint8))
+    rows = np.arange(images)
+    answers = [one.answer(prompt.decode(thetas), one.stage(source), rows) for one in (exact, box)]
+    features = max(_difference(answers[0].text, answers[1].text), _difference(answers[0].image, answers[1].image))
+    losses = [_losses(answer, rows % len(box.spec.classes)) for answer in answers]
+    rises = [loss[1:] - loss[0] for loss in losses]
+    signal, error = _root_mean_square(rises[0]), _root_mean_square(rises[1] - rises[0])
+    return {
+        "error_of_features": features,
+        "error_of_loss": _root_mean_square(losses[1] - losses[0]),
+        "error_of_loss_difference": error,
+        "signal_of_a_probe": signal,
+        "error_over_signal": error / signal,
+    }
+
+
+class _Noise:
+    """Images in memory, as a source."""
+
+    def __init__(self, images: Array) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, rows: Any) -> list[Array]:
+        return [self._images[row] for row in rows]
+
+
+def _exactly(uri: str) -> str:
+    """The same box in fp32."""
+    head, _, query = uri.partition("?")
+    kept = [part for part in query.split("&") if part and not part.startswith("precision=")]
+    return f"{head}?{'&'.join(kept)}" if kept else head
+
+
+def _losses(outputs: Outputs, labels: Array) -> Array:
+    """`(P,)` cross-entropies, in float64 from the features on, so that fp32 logits do not blur what is compared."""
+    assert outputs.text is not None and outputs.image is not None
+    logits = outputs.scale * outputs.image.astype(np.float64) @ outputs.text.astype(np.float64).transpose(0, 2, 1)
+    logits -= logits.max(-1, keepdims=True)
+    chosen = np.take_along_axis(logits, labels[None, :, None], -1)[..., 0]
+    return (np.log(np.exp(logits).sum(-1)) - chosen).mean(-1)
+
+
+def _difference(one: Array | None, other: Array | None) -> float:
+    assert one is not None and other is not None
+    return float(np.abs(one - other).max())
+
+
+def _root_mean_square(values: Array) -> float:
+    return float(np.sqrt(np.mean(values**2)))

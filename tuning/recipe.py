@@ -64,6 +64,8 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     """The method's own settings: `method.radius=0.1` on the command line."""
     prompt: PromptRecipe = PromptRecipe()
+    start: str | None = None
+    """Run folder or artifact whose prompt the search begins at; null: the template."""
     head: str | None = None
     """Head joined to the prompt method, trained on the answers already paid for (`keyhole list methods`: head:NAME)."""
     objective: str = "auto"

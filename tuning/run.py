@@ -17,12 +17,13 @@ import numpy as np
 
 from engine import search
 from engine.artifact import Artifact, load_state, save_state, write_text
-from engine.core import BoxSpec, Evaluator, Method, Task
+from engine.core import BoxSpec, Evaluator, Method, Search, Task
 from engine.errors import ArtifactError, RefusedError
 from engine.ledger import Ledger
 from engine.loop import Look, Step, steps
 from engine.pool import RayPool, Serial
 from engine.problem import ProblemSpec
+from engine.search.warm import Warm
 from tuning import queryless
 from tuning.outcome import Outcome, check_head, of_head, of_prompt
 from tuning.recipe import Recipe
@@ -141,9 +142,7 @@ class Tuning:
 
     def __iter__(self) -> Iterator[Step]:
         started = time.monotonic()
-        evaluator = self._evaluator or evaluator_of(
-            self.recipe, problem_of(self.recipe, self.task, self.method)
-        )
+        evaluator = self._evaluator or evaluator_of(self.recipe, problem_of(self.recipe, self.task, self.method))
         try:
             spec, dim, free_looks = evaluator.call("describe")
             if self.queryless:
@@ -163,7 +162,7 @@ class Tuning:
         state = self._resumable()
         last_saved = time.monotonic()
         for step in steps(
-            method.start(dim, recipe.budget, recipe.seed),
+            self._started(method, spec, dim),
             evaluator,
             ledger=self.ledger,
             num_val=len(self.task.val),
@@ -196,6 +195,22 @@ class Tuning:
                 best.theta, self.task, evaluator, self.ledger, val_accuracy=best.val_accuracy, train_loss=train_loss
             )
         self._finish(evaluator, spec, outcome, seconds)
+
+    def _started(self, method: Method, spec: BoxSpec, dim: int) -> Search:
+        """The method's search, from the template or from the prompt of an earlier run."""
+        begun = method.start(dim, self.recipe.budget, self.recipe.seed)
+        if self.recipe.start is None:
+            return begun
+        artifact = Artifact.load(self.recipe.start)
+        theta = artifact.arrays.get("theta")
+        same = artifact.meta["identity"].get("weights") == spec.identity.get("weights")
+        if theta is None or len(theta) != dim or not same or artifact.meta["template"] != self.task.template:
+            raise ArtifactError(
+                f"start={self.recipe.start}: its prompt does not fit this run (box {artifact.meta['box']}, template "
+                f"{artifact.meta['template']!r}, {0 if theta is None else len(theta)} dimensions; here {dim}); use the "
+                "same box, template and prompt settings"
+            )
+        return Warm(begun, theta)
 
     def _train_loss(self, evaluator: Evaluator, spec: BoxSpec, best: Look) -> float | None:
         """Plain cross-entropy of the selected candidate on all training rows; booked where it was not known yet."""

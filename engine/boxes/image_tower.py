@@ -26,7 +26,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from engine.boxes.packed_layers import Layer, prepare_layers
+from engine.boxes.packed_layers import Layers, prepare_layers
 from engine.images import Preprocess
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class ImageTower:
         self._on_cpu = device.type == "cpu"
         self._mean = torch.tensor(preprocess.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(preprocess.std, device=device).view(1, 3, 1, 1)
-        self._layers: tuple[Layer, ...] = ()
+        self._layers: Layers | None = None
         self._folded: nn.Module | None = None
         self.path = "plain"
         """`patches` (a transformer's fast way), `folded` (a ResNet's) or `plain`."""
@@ -177,6 +177,7 @@ class ImageTower:
         if torch.is_grad_enabled() and x.requires_grad:  # packed layers are for inference
             pooled = visual.transformer(x)[:, 0]
         else:
+            assert self._layers is not None
             pooled = _pooled(self._layers, x, visual.transformer.resblocks[0].attn.num_heads)
         return F.normalize((visual.ln_post(pooled) @ visual.proj).float(), dim=-1)
 
@@ -198,7 +199,7 @@ class ImageTower:
         difference = float((fast - plain).abs().max())
         if not difference <= CANARY_TOLERANCE:
             self.why = f"the fast path differed from the model's own by {difference:.1e}"
-            self.path, self._layers, self._folded, self.batch = "plain", (), None, _PLAIN_IMAGES
+            self.path, self._layers, self._folded, self.batch = "plain", None, None, _PLAIN_IMAGES
             logger.warning("image tower: %s; taking the plain path", self.why)
 
 
@@ -218,13 +219,13 @@ def _obstacle(visual: Any) -> str:
     return ""
 
 
-def _layers(visual: Any, prepack: bool) -> tuple[Layer, ...]:
+def _layers(visual: Any, prepack: bool) -> Layers:
     """The blocks as functions of rows. `prepare_layers` was written for text towers and looks at two of their parts."""
     parts = SimpleNamespace(weight=visual.class_embedding)
     return prepare_layers(SimpleNamespace(token_embedding=parts, transformer=visual.transformer), prepack=prepack)
 
 
-def _pooled(layers: tuple[Layer, ...], x: Tensor, num_heads: int) -> Tensor:
+def _pooled(layers: Layers, x: Tensor, num_heads: int) -> Tensor:
     """Residual attention blocks, the last for the first token only: `(n, L, V)` -> `(n, V)`."""
     n, length, width = x.shape
     x = x.reshape(n * length, width)
@@ -238,16 +239,16 @@ def _pooled(layers: tuple[Layer, ...], x: Tensor, num_heads: int) -> Tensor:
         mixed = F.scaled_dot_product_attention(query, keys, values, scale=1.0)
         return mixed.transpose(1, 2).reshape(-1, width)
 
-    for layer in layers[:-1]:
-        query, keys, values = heads(layer.qkv(layer.norm_1(x)), 3)
-        x += layer.out(attend(query, keys, values))
-        x += layer.mlp(layer.norm_2(x))
-    layer = layers[-1]
-    seen = layer.norm_1(x)
-    keys, values = heads(layer.key_value(seen), 2)
-    query = heads(layer.query(seen.view(n, length, width)[:, 0]), 1)[0]
-    x = x.view(n, length, width)[:, 0] + layer.out(attend(query, keys, values))
-    return x + layer.mlp(layer.norm_2(x))
+    *before, last = layers.blocks
+    for block in before:
+        query, keys, values = heads(block.qkv(block.norm_1(x)), 3)
+        x += block.out(attend(query, keys, values))
+        x += block.mlp(block.norm_2(x))
+    seen = last.norm_1(x)
+    keys, values = heads(layers.last_key_value(seen), 2)
+    query = heads(layers.last_query(seen.view(n, length, width)[:, 0]), 1)[0]
+    x = x.view(n, length, width)[:, 0] + last.out(attend(query, keys, values))
+    return x + last.mlp(last.norm_2(x))
 
 
 def _without_norms(visual: ModifiedResNet) -> nn.Module:

@@ -34,13 +34,20 @@ class Layer:
     norm_1: Rows
     qkv: Rows
     """`(rows, W) -> (rows, 3W)`: queries (scaled), keys, values."""
-    query: Rows
-    """The first third of `qkv` alone."""
-    key_value: Rows
-    """The other two thirds."""
     out: Rows
     norm_2: Rows
     mlp: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """A tower's residual blocks, and the last one's projections apart: there only pooled tokens have queries."""
+
+    blocks: tuple[Layer, ...]
+    last_query: Rows
+    """`(rows, W) -> (rows, W)`"""
+    last_key_value: Rows
+    """`(rows, W) -> (rows, 2W)`"""
 
 
 def why_not(text: Any) -> str:
@@ -94,8 +101,8 @@ def can_prepack(device: torch.device) -> bool:
     )
 
 
-def prepare_layers(text: Any, *, prepack: bool = True) -> tuple[Layer, ...]:
-    """The tower's blocks as `Layer`s. Ask `why_not` first.
+def prepare_layers(text: Any, *, prepack: bool = True) -> Layers:
+    """The tower's blocks as functions. Ask `why_not` first; later changes of the weights may not be seen.
 
     Args:
         text: open_clip's CLIP or TextTransformer.
@@ -104,8 +111,16 @@ def prepare_layers(text: Any, *, prepack: bool = True) -> tuple[Layer, ...]:
     """
     device = text.token_embedding.weight.device
     make = partial(linear, prepack=prepack and can_prepack(device))
+    blocks = text.transformer.resblocks
     with torch.no_grad():
-        return tuple(_layer(block, make) for block in text.transformer.resblocks)
+        weight, bias = _projections(blocks[-1].attn)
+        width = weight.shape[1]
+        head, tail = (None, None) if bias is None else (bias[:width], bias[width:])
+        return Layers(
+            blocks=tuple(_layer(block, make) for block in blocks),
+            last_query=make(weight[:width], head),
+            last_key_value=make(weight[width:], tail),
+        )
 
 
 def norm(module: nn.LayerNorm) -> Rows:
@@ -125,33 +140,33 @@ def linear(weight: Tensor, bias: Tensor | None, activation: str = "", *, prepack
 
 
 def _layer(block: Any, make: Callable[..., Rows]) -> Layer:
-    attention = block.attn
-    width = attention.embed_dim
-    scale = torch.ones(3 * width, device=attention.in_proj_weight.device)
-    scale[:width] = attention.head_dim**-0.5
-    weight = attention.in_proj_weight * scale[:, None]
-    bias = None if attention.in_proj_bias is None else attention.in_proj_bias * scale
-    head, tail = (None, None) if bias is None else (bias[:width], bias[width:])
     fc, activation, proj = block.mlp
     quick = not isinstance(activation, nn.GELU)
     slope = _QUICK if quick else 1.0
-    name = "silu" if quick else f"gelu-{activation.approximate}"
-    up = make(fc.weight * slope, _times(fc.bias, slope), name)
+    up = make(_times(fc.weight, slope), _times(fc.bias, slope), "silu" if quick else f"gelu-{activation.approximate}")
     gain_1, gain_2 = (getattr(part, "gamma", None) for part in (block.ls_1, block.ls_2))
-    down = make(*_scaled(proj.weight / slope, proj.bias, gain_2))
+    down = make(*_scaled(_times(proj.weight, 1 / slope), proj.bias, gain_2))
     return Layer(
         norm_1=norm(block.ln_1),
-        qkv=make(weight, bias),
-        query=make(weight[:width], head),
-        key_value=make(weight[width:], tail),
-        out=make(*_scaled(attention.out_proj.weight, attention.out_proj.bias, gain_1)),
+        qkv=make(*_projections(block.attn)),
+        out=make(*_scaled(block.attn.out_proj.weight, block.attn.out_proj.bias, gain_1)),
         norm_2=norm(block.ln_2),
         mlp=lambda x: down(up(x)),
     )
 
 
-def _times(bias: Tensor | None, factor: float) -> Tensor | None:
-    return None if bias is None else bias * factor
+def _projections(attention: nn.MultiheadAttention) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of queries, keys and values, the scale of the scores within the queries'."""
+    width = attention.embed_dim
+    scale = attention.in_proj_weight.new_ones(3 * width)
+    scale[:width] = attention.head_dim**-0.5
+    bias = attention.in_proj_bias
+    return attention.in_proj_weight * scale[:, None], None if bias is None else bias * scale
+
+
+def _times(parameter: Any, factor: float) -> Any:
+    """A tensor or None, scaled; itself, uncopied, where there is nothing to scale."""
+    return parameter if parameter is None or factor == 1 else parameter * factor
 
 
 def _scaled(weight: Tensor, bias: Tensor | None, gain: Tensor | None) -> tuple[Tensor, Tensor | None]:

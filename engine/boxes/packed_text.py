@@ -6,10 +6,9 @@ candidates. So a candidate costs M + S tokens, S the tokens of all names togethe
 only end tokens are pooled, so only they get queries, outputs and an MLP. The result is the plain forward's, to fp32
 rounding (a few 1e-7 on normalised features).
 
-Two passes: the contexts, which leaves their keys and values by layer, then the names. The rows of a pass over names
-are, for each length n, the `[g, c, n]` tokens of the c names of that length: every part that attention needs is a
-contiguous slice. Chunks follow from shapes alone, so the same P, M and classes give the same bits; a candidate in other
-company agrees to rounding.
+The rows of a chunk of g candidates are their `[g, M]` context tokens, then for each length n the `[g, c, n]` tokens of
+the c names of that length: every part that attention needs is a contiguous slice. Chunks follow from shapes alone, so
+the same P, M and classes give the same bits; a candidate in other company agrees to rounding.
 
 Letters beyond the design's: g candidates of a chunk, h heads, d = W / h, n tokens of a name, c names of one length.
 
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.boxes.packed_layers import Layer, norm, prepare_layers
+from engine.boxes.packed_layers import norm, prepare_layers
 from engine.boxes.prompt_tokens import PromptTokens
 
 CHUNK_ROWS = {True: 1024, False: 16384}
@@ -124,7 +123,7 @@ class PackedText:
         """Names of one length, from position `first` on."""
         device, size = self._embedding.device, len(suffixes[0])
         rows = self._embedding[torch.tensor(suffixes, device=device)] + self._positions[first : first + size]
-        rows, layer = rows.flatten(0, 1), self._layers[0]
+        rows, layer = rows.flatten(0, 1), self._layers.blocks[0]
         return _Bucket(
             size=size,
             count=len(suffixes),
@@ -150,11 +149,11 @@ class PackedText:
         """Of the start token, `(h, 1, d)` by layer. It sees only itself, so what it attends to is its own value."""
         found: KeyValues = []
         x = self._embedding[start : start + 1] + self._positions[:1]
-        for layer in self._layers:
-            key_value = layer.key_value(layer.norm_1(x))
-            keys, values = self._heads(key_value, 1)
+        for layer in self._layers.blocks:
+            projected = layer.qkv(layer.norm_1(x))
+            _, keys, values = self._heads(projected, 1)
             found.append((keys, values))
-            x = x + layer.out(key_value[:, key_value.shape[1] // 2 :])
+            x = x + layer.out(projected[:, 2 * x.shape[1] :])
             x = x + layer.mlp(layer.norm_2(x))
         return found
 
@@ -169,10 +168,10 @@ class PackedText:
         placed = contexts + self._positions[1 : 1 + tokens]
         names = [bucket.rows.expand(num, -1, -1).flatten(0, 1) for bucket in slab]
         x = torch.cat([placed.reshape(-1, width)[:head], *names])
-        for depth, layer in enumerate(self._layers):
-            last = depth == len(self._layers) - 1
+        for depth, layer in enumerate(self._layers.blocks):
+            last = depth == len(self._layers.blocks) - 1
             normed = layer.norm_1(x if depth else x[:head])
-            projected = (layer.key_value if last else layer.qkv)(normed)
+            projected = (self._layers.last_key_value if last else layer.qkv)(normed)
             seen = []
             if first_slab:
                 *query, keys, values = self._heads(projected[:head], num)
@@ -183,7 +182,7 @@ class PackedText:
                 if not last:
                     seen.append(self._rows(_attend_causally(query[0], keys, values), num))
             if depth:
-                heads = self._slab_heads(slab, layer, normed[head:], projected[head:], num, last=last)
+                heads = self._slab_heads(slab, normed[head:], projected[head:], num, last=last)
             else:
                 heads = _first_heads(slab, num, last=last)
             for bucket, (queries, own_keys, own_values) in zip(slab, heads, strict=True):
@@ -198,7 +197,7 @@ class PackedText:
         return torch.cat([part.unflatten(0, (num, -1)) for part in pooled], 1)
 
     def _slab_heads(
-        self, slab: Sequence[_Bucket], layer: Layer, normed: Tensor, projected: Tensor, num: int, *, last: bool
+        self, slab: Sequence[_Bucket], normed: Tensor, projected: Tensor, num: int, *, last: bool
     ) -> Iterator[Sequence[Tensor]]:
         """By bucket: queries, keys and values `(g * h, c * n, d)`; in the last layer queries of end tokens only."""
         parts = projected.split([num * bucket.num_rows for bucket in slab])
@@ -206,7 +205,7 @@ class PackedText:
             yield from (self._heads(part, num).unbind() for part in parts)
             return
         ends = torch.cat([part[:, -1] for part in _by_name(normed, slab, num)])
-        queries = layer.query(ends).split([num * bucket.count for bucket in slab])
+        queries = self._layers.last_query(ends).split([num * bucket.count for bucket in slab])
         for query, part in zip(queries, parts, strict=True):
             yield (*self._heads(query, num).unbind(), *self._heads(part, num).unbind())
 

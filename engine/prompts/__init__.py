@@ -36,7 +36,8 @@ def make_prompt(
         name: One of `PROMPTS`, or `package.module:function`.
         spec: What the box says of itself.
         tokens: M, the number of context tokens; None: as many as the template has.
-        subspace: `full`, or `random:DIM` for a seeded random projection onto DIM dimensions.
+        subspace: `full`, or `random:DIM` for a seeded random projection onto DIM dimensions (a number, or a share
+            such as 1/4); of text also `vocabulary:K` and `low-rank:RANK` (subspaces.py).
         seed: Of the projection.
         options: The prompt's own settings, such as `width` and `grid` of pixels. None as a value: not said.
 

@@ -5,10 +5,12 @@ Knows nothing of what the directions mean.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from engine.core import Array
-from engine.errors import RecipeError, nearest
+from engine.errors import RecipeError, RefusedError, nearest
 from engine.noise import Purpose, rng
 
 
@@ -26,8 +28,72 @@ def random_projection(dim: int, full_dim: int, seed: int) -> Array:
     return entries / np.float32(np.sqrt(dim))
 
 
+def vocabulary_basis(count: int, vocabulary: Array, tokens: int) -> Array:
+    """CBBT's basis: the leading principal components of the vocabulary's embeddings, for each token by itself.
+
+    The components are orthonormal, as in CBBT's repository, and scaled so that theta of unit entries moves each entry
+    of a context by one unit root mean square. Guo et al. 2023 (arXiv 2312.15901); the basis is off in their commands.
+
+    Args:
+        count: Components a token.
+        vocabulary: `(V, W)` embeddings.
+        tokens: M.
+
+    Returns:
+        `(tokens * count, tokens * W)` float32, block diagonal.
+    """
+    rows = vocabulary.astype(np.float64)
+    components = np.linalg.eigh(np.cov(rows, rowvar=False))[1][:, ::-1][:, :count].T
+    # An eigenvector's sign is LAPACK's choice; ours is that its largest entry is positive.
+    largest = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], 1)
+    components = components * np.sign(largest) * np.sqrt(rows.shape[1] / count)
+    return np.kron(np.eye(tokens), components).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LowRank:
+    """ZIP's parameters: each token moves by its own fixed projection of a row of U diag(s) V^T + v, with v shared.
+
+    w_i = (U diag(1 + s) (V_0 + V)^T)_i + v in R^p,  token i moves by w_i B_i.  theta = (U, s, V, v), all of it 0 at
+    the template: ZIP's code begins at U = 0, s = 1, V Gaussian and v = 0, from where theta is counted. B_i is a
+    Gaussian `(p, W)` matrix where the code has a Fastfood transform, which has its distribution and is slower to apply.
+
+    Source: Park et al., ZIP, ICLR 2025; as its code runs.
+    """
+
+    start: Array
+    """`(p, r)` float32: V_0."""
+    projections: Array
+    """`(M, p, W)` float32, entries N(0, 1/p): unit entries of v move each entry by one unit root mean square."""
+
+    @property
+    def dim(self) -> int:
+        """d = (M + 1 + p) r + p."""
+        return (len(self.projections) + 1 + len(self.start)) * self.start.shape[1] + len(self.start)
+
+    def moves(self, theta: Array) -> Array:
+        """`(d,)` -> `(M * W,)` float32."""
+        count, (wide, rank) = len(self.projections), self.start.shape
+        left, gains, right, shared = np.split(theta, np.cumsum([count * rank, rank, wide * rank]))
+        factors = left.reshape(count, rank) * (1 + gains)
+        rows = np.einsum("mr,pr->mp", factors, self.start + right.reshape(wide, rank)) + shared
+        return np.einsum("mp,mpw->mw", rows, self.projections).reshape(-1).astype(np.float32)
+
+
+def low_rank(rank: int, tokens: int, width: int, seed: int) -> LowRank:
+    """ZIP's subspace at its own proportions: p is 62 of 512 of the token width (500 dimensions over 8 tokens)."""
+    wide = max(1, 62 * width // 512)
+    entries = rng(seed, 0, Purpose.PROJECTION)
+    start = entries.standard_normal((wide, rank), dtype=np.float32)
+    return LowRank(
+        start, entries.standard_normal((tokens, wide, width), dtype=np.float32) / np.float32(np.sqrt(wide))
+    )
+
+
 def basis_of(subspace: str, full_dim: int, seed: int) -> Array | None:
     """The basis that a recipe's word asks for: None for `full`, `(DIM, full_dim)` for `random:DIM`.
+
+    DIM is a number, or a share of the full space such as 1/4: what 512 dimensions are to four tokens of CLIP.
 
     Raises:
         RecipeError: The word is neither, or DIM is not between 1 and `full_dim`.
@@ -35,8 +101,44 @@ def basis_of(subspace: str, full_dim: int, seed: int) -> Array | None:
     if subspace == "full":
         return None
     kind, _, size = subspace.partition(":")
-    if kind != "random" or not (size.isascii() and size.isdigit()):
+    if kind != "random":
         raise RecipeError(f"subspace {subspace!r}{nearest(kind, ['full', 'random'])}; it is full or random:DIM")
-    if not 1 <= int(size) <= full_dim:
-        raise RecipeError(f"subspace {subspace!r}: DIM is between 1 and the {full_dim} dimensions of the full space")
-    return random_projection(int(size), full_dim, seed)
+    return random_projection(_size(subspace, size, full_dim, "dimensions of the full space"), full_dim, seed)
+
+
+def text_subspace(
+    subspace: str, tokens: int, width: int, seed: int, vocabulary: Array | None = None
+) -> Array | LowRank | None:
+    """The subspace of a text context `(tokens, width)`: one of `basis_of`, `vocabulary:K` or `low-rank:RANK`.
+
+    Raises:
+        RecipeError: The word is none of these, or its number is impossible.
+        RefusedError: `vocabulary:K` of a box that does not show its vocabulary.
+    """
+    kind, _, size = subspace.partition(":")
+    if kind == "low-rank":
+        return low_rank(_size(subspace, size, width, "dimensions of a token"), tokens, width, seed)
+    if kind == "vocabulary":
+        if vocabulary is None:
+            raise RefusedError(f"subspace {subspace!r}: this box does not show its vocabulary; use random:DIM or full")
+        most = min(vocabulary.shape[1], len(vocabulary) - 1)
+        return vocabulary_basis(_size(subspace, size, most, "components of the vocabulary"), vocabulary, tokens)
+    if kind not in ("full", "random"):
+        hint = nearest(kind, ["full", "random", "low-rank", "vocabulary"])
+        raise RecipeError(
+            f"subspace {subspace!r}{hint}; it is full, random:DIM, vocabulary:K (components a token) or low-rank:RANK"
+        )
+    return basis_of(subspace, tokens * width, seed)
+
+
+def _size(subspace: str, word: str, most: int, what: str) -> int:
+    """The number behind the colon, between 1 and `most`; a share `a/b` is of `most`."""
+    parts = word.split("/")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise RecipeError(f"subspace {subspace!r}: behind the colon stands a number, or a share such as 1/4")
+    numbers = [int(part) for part in parts]
+    if len(numbers) == 2 and numbers[1] > 0:
+        numbers = [max(1, round(most * numbers[0] / numbers[1])) if numbers[0] else 0]
+    if len(numbers) != 1 or not 1 <= numbers[0] <= most:
+        raise RecipeError(f"subspace {subspace!r}: give a number between 1 and the {most} {what}")
+    return numbers[0]

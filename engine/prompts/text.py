@@ -11,12 +11,12 @@ import numpy as np
 
 from engine.core import Array, BoxSpec, Prompts
 from engine.errors import RecipeError, RefusedError
-from engine.prompts.subspaces import basis_of
+from engine.prompts.subspaces import LowRank, text_subspace
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TextContext:
-    """context = origin + sigma * A theta, with A the identity or a basis.
+    """context = origin + sigma * A(theta), with A the identity, a basis or ZIP's low-rank map.
 
     theta = 0 decodes to the origin, to the bit.
     """
@@ -25,13 +25,15 @@ class TextContext:
     """`(M, W)` float32."""
     sigma: float
     """One unit of theta in units of the token embedding."""
-    basis: Array | None = None
-    """`(d, M * W)` float32; None: theta is the whole context, d = M * W."""
+    basis: Array | LowRank | None = None
+    """`(d, M * W)` float32, or what knows its own moves; None: theta is the whole context, d = M * W."""
 
     @property
     def dim(self) -> int:
         """d."""
-        return self.origin.size if self.basis is None else len(self.basis)
+        if self.basis is None:
+            return self.origin.size
+        return self.basis.dim if isinstance(self.basis, LowRank) else len(self.basis)
 
     def decode(self, thetas: Array) -> Prompts:
         """`(P, d)` -> contexts `(P, M, W)` float32. Each row's bits depend on that row alone.
@@ -46,7 +48,9 @@ class TextContext:
         if thetas.ndim != 2 or thetas.shape[1] != self.dim:
             raise ValueError(f"thetas of shape {thetas.shape}: (P, {self.dim}) is wanted")
         moves = thetas.astype(np.float32, copy=False)
-        if self.basis is not None:
+        if isinstance(self.basis, LowRank):
+            moves = np.stack([self.basis.moves(theta) for theta in moves])
+        elif self.basis is not None:
             # einsum and not BLAS, whose sums depend on P and on the number of threads; a run must not.
             moves = np.stack([np.einsum("d,dk->k", theta, self.basis) for theta in moves])
         moves = moves.reshape(-1, *self.origin.shape)
@@ -60,7 +64,7 @@ def text_context(spec: BoxSpec, *, tokens: int | None = None, subspace: str = "f
     aligned, so that its last words still stand next to the class name.
 
     Raises:
-        RefusedError: The box does not accept contexts.
+        RefusedError: The box does not accept contexts, or lacks what the subspace needs.
         RecipeError: The number of tokens or the subspace is impossible.
     """
     if spec.text is None or "context" not in spec.accepts:
@@ -78,4 +82,6 @@ def text_context(spec: BoxSpec, *, tokens: int | None = None, subspace: str = "f
     if len(template) == 0:
         raise RecipeError(f"template {spec.template!r} begins with {{}}: there is no context to start from; add words")
     origin = template[np.arange(-count, 0) % len(template)]
-    return TextContext(origin, float(spec.text.sigma), basis_of(subspace, origin.size, seed))
+    return TextContext(
+        origin, float(spec.text.sigma), text_subspace(subspace, *origin.shape, seed, spec.text.vocabulary)
+    )

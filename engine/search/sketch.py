@@ -59,7 +59,9 @@ class Sketch:
     """Factor between the damping of neighbouring candidates."""
     h: float = 0.05
     """Length of a probe, in units of theta."""
+    relative: float = 1.0
     reach: float = 1.0
+    broyden: int = 0
     """Distance, in units of theta, over which the map bends so much that a secant says no more than the prior."""
     caution: float = 0.2
     """eps: what a step pays where the Jacobian is known, as a share of what it pays where nothing is."""
@@ -133,7 +135,7 @@ class SketchSearch:
         # No probes that the budget leaves no tests for.
         left = max(1, int(self._budget) - self._spent - len(known) - self._method.radii)
         count = min(self._method.k, self._dim, self._remembered, max(0, limit - len(known)), left)
-        probes = self._method.h * math.sqrt(self._dim) * self._directions(count)
+        probes = self._method.h * self._unit * math.sqrt(self._dim) * self._directions(count)
         return np.concatenate([known, (self._theta + probes).astype(np.float32)])[:limit]
 
     def tell(self, thetas: Array, feedback: Feedback) -> None:
@@ -216,7 +218,12 @@ class SketchSearch:
     def _noise(self) -> Array:
         """`(n,)` variances of the secants, here."""
         away = self._mid - self._theta.astype(np.float64) / math.sqrt(self._dim)
-        return FLOOR + (away**2).sum(1) / self._method.reach**2
+        return FLOOR + (away**2).sum(1) / (self._method.reach * self._unit) ** 2
+
+    @property
+    def _unit(self) -> float:
+        """The size of the whole prompt, template and theta, in units of theta."""
+        return math.sqrt(1.0 + self._method.relative * float(np.mean(np.square(self._theta, dtype=np.float64))))
 
     def _directions(self, count: int) -> Array:
         """`(count, d)` orthonormal rows: the last moves, then draws from what is not known of the Jacobian."""
@@ -284,6 +291,9 @@ class SketchSearch:
         self._damping = float(dampings[best])
         move = thetas[best].astype(np.float64) - self._theta
         self._moves = np.concatenate([move[None], self._moves])[: self._method.moves]
+        if self._method.broyden:
+            i = best
+            self._mid[int(np.argmin(((self._U * np.sqrt(self._dim) - move/np.linalg.norm(move)*np.sqrt(self._dim))**2).sum(1)))] = thetas[best].astype(np.float64)/math.sqrt(self._dim)
         self._theta = thetas[best].copy()
         self._table = {name: part[best] for name, part in tables.items()}
 

@@ -74,7 +74,7 @@ def test_a_grid_of_every_pixel_is_the_full_frame():
 
 def test_a_coarse_grid_is_smooth_and_small_and_wastes_no_entry():
     made = frame(32, grid=5, width=4)
-    assert made.dim == 3 * 16  # knots 8 pixels apart: those of the middle 3 x 3 do not reach a border 4 wide
+    assert made.dim == 3 * 24  # the middle knot of 5 x 5 does not reach a border 4 wide
     for entry in range(made.dim):
         assert made.decode(np.eye(made.dim, dtype=np.float32)[entry : entry + 1]).pixels.any()
     theta = np.random.default_rng(0).normal(size=(1, made.dim)).astype(np.float32)

@@ -1,0 +1,55 @@
+"""The doctor: where features are kept, and what a precision costs beside the signal of a probe."""
+
+import pytest
+
+from engine.boxes import open_box
+from tuning.doctor import CLASSES, TEMPLATE, _exactly, examine, precision_error
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("KEYHOLE_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_where_features_are_kept(folder, monkeypatch):
+    assert str(folder / "features") in examine()["cache"] and "0.0 MB of at most" in examine()["cache"]
+    monkeypatch.setenv("KEYHOLE_CACHE", "off")
+    assert examine()["cache"].startswith("off")
+
+
+def test_the_error_of_a_precision_stands_beside_the_signal():
+    findings = examine("mini:resnet?precision=bf16")
+    assert findings["healthy"] and "bf16" in findings["path"]
+    assert 1e-4 < findings["error_of_features"] < 0.1
+    assert findings["error_of_loss"] > 0
+    assert findings["error_over_signal"] == pytest.approx(
+        findings["error_of_loss_difference"] / findings["signal_of_a_probe"]
+    )
+
+
+def test_fp32_has_no_error_and_needs_no_line():
+    box = open_box("mini:resnet", classes=CLASSES, template=TEMPLATE)
+    found = precision_error("mini:resnet", box)
+    assert found["error_over_signal"] == 0 < found["signal_of_a_probe"]
+    assert "error_over_signal" not in examine("mini:resnet")
+
+
+def test_a_larger_probe_drowns_the_error():
+    uri = "mini:resnet?precision=bf16"
+    box = open_box(uri, classes=CLASSES, template=TEMPLATE)
+    small, large = (precision_error(uri, box, h=h)["error_over_signal"] for h in (0.005, 0.5))
+    assert large < small
+
+
+def test_a_precision_without_effect_is_no_healthy_box(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    findings = examine("mini:resnet?precision=tf32")
+    assert not findings["healthy"] and "no effect on 'cpu'" in findings["box"]
+
+
+def test_the_same_box_in_fp32():
+    assert _exactly("mini:resnet?precision=bf16") == "mini:resnet"
+    assert _exactly("x:y?gives=scores&precision=bf16&seed=1") == "x:y?gives=scores&seed=1"

@@ -28,7 +28,7 @@ from engine.ledger import Ledger
 from engine.loop import steps
 from engine.pool import Serial
 from tuning.recipe import make_recipe
-from tuning.run import problem_of, task_of
+from tuning.run import problem_of, prompt_of, task_of
 
 TASKS = ("mini:digits", "mini:biased", "mini:bgcol", "mini:countw", "mini:color")
 METHODS = ("momentum", "nevergrad:DiagonalCMA", "nevergrad:CMA")
@@ -36,8 +36,11 @@ BUDGETS = (100, 200, 500, 1000, 2000, 5000)
 
 
 @lru_cache(maxsize=2)
-def _opened(task_uri: str, box: str, seed: int, shots: int, tokens: int | None) -> tuple[Serial, Task]:
-    recipe = make_recipe({"task": task_uri, "box": box, "seed": seed, "shots": shots, "prompt": {"tokens": tokens}})
+def _opened(
+    task_uri: str, box: str, seed: int, shots: int, tokens: int | None, name: str = "text", subspace: str = "full"
+) -> tuple[Serial, Task]:
+    prompt = {"name": name, "tokens": tokens, "subspace": subspace}
+    recipe = make_recipe({"task": task_uri, "box": box, "seed": seed, "shots": shots, "prompt": prompt})
     task = task_of(recipe)
     return Serial(problem_of(recipe, task), chunk=recipe.pool.chunk), task
 
@@ -45,13 +48,18 @@ def _opened(task_uri: str, box: str, seed: int, shots: int, tokens: int | None) 
 def trial(task_uri: str, method: str, options: Mapping[str, Any], budget: float, seed: int, **where: Any) -> dict:
     """One run; selection by validation, the test split read once. Returns a flat row."""
     box, shots, tokens = where.get("box", "mini:resnet"), where.get("shots", 16), where.get("tokens")
-    evaluator, task = _opened(task_uri, box, seed, shots, tokens)
-    _, dim, free = evaluator.describe()
     made = search.make(method, options)
+    prompt = prompt_of(make_recipe({"prompt": {"tokens": tokens}}), made)
+    evaluator, task = _opened(task_uri, box, seed, shots, prompt.tokens, prompt.name, prompt.subspace or "full")
+    spec, dim, free = evaluator.describe()
+    made = search.fit_units(made, spec.text.sigma if spec.text and prompt.name == "text" else None)
+    begun = made.start(dim, budget, seed)
+    if hasattr(begun, "introduce"):
+        begun.introduce(evaluator.call("pool"))
     ledger = Ledger(images=len(task.train), budget=budget)
     started = time.perf_counter()
     rounds = steps(
-        made.start(dim, budget, seed),
+        begun,
         evaluator,
         ledger=ledger,
         num_val=len(task.val),

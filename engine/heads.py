@@ -18,8 +18,10 @@ import numpy as np
 
 from engine.core import Array, Outputs
 from engine.errors import RecipeError, RefusedError, TaskError, nearest
+from engine.mixtures import MixtureHead
 from engine.noise import Purpose, rng
 from engine.objectives import cross_entropy
+from engine.score_heads import ScoreAdapterHead, fit_score_adapter, log_probabilities
 
 Examples = tuple[Array, Array]
 """Features `(n, E)` and their labels `(n,)`."""
@@ -147,8 +149,8 @@ def fit(
     [0, 0, 1, 1]
 
     Args:
-        name: one of `HEADS`: linear, linear-anchored, gda, tip, clip-adapter.
-        train, val: features `(n, E)` and labels `(n,)`.
+        name: one of `HEADS`: linear, linear-anchored, gda, tip, clip-adapter, score-linear, score-adapter.
+        train, val: features `(n, E)`, or scores `(n, C)` for a head on scores, and labels `(n,)`.
         text: `(C, E)` text features of the classes; `linear` and `gda` can do without.
         scale: what a cosine is multiplied by to make a logit (the box's).
         seed: for initial weights; only clip-adapter draws any.
@@ -163,14 +165,15 @@ def fit(
     for split, (features, labels) in (("train", train), ("val", val)):
         if features.ndim != 2 or len(features) != len(labels) or not len(labels):
             raise TaskError(f"{split} has {features.shape=} and {labels.shape=}; give (n, E) and (n,) with n >= 1")
-    if text is None and name not in ("linear", "gda"):
+    if text is None and name not in ("linear", "gda") and not on_scores(name):
         raise RefusedError(f"head {name!r} needs the classes' text features, which this box does not give; use linear")
     return HEADS[name](train, val, text, scale, seed)
 
 
 def restore(kind: str, state: Mapping[str, Array]) -> Head:
     """The head that `state_dict` was taken of."""
-    kinds = {head.kind: head for head in (LinearHead, CacheHead, AdapterHead)}
+    every: tuple[Any, ...] = (LinearHead, CacheHead, AdapterHead, ScoreAdapterHead, MixtureHead)
+    kinds = {head.kind: head for head in every}
     if kind not in kinds:
         raise RecipeError(f"head kind {kind!r} is unknown; allowed are {', '.join(kinds)}{nearest(kind, kinds)}")
     return _from_state(kinds[kind], state)
@@ -338,14 +341,41 @@ def fit_clip_adapter(
     return best
 
 
+def fit_score_linear(train: Examples, val: Examples) -> LinearHead:
+    """The zero-shot-anchored linear head on scores: log-probabilities are the features, the anchor is themselves."""
+    rows = [(log_probabilities(scores).astype(np.float32), labels) for scores, labels in (train, val)]
+    # As they are given to `scores`: `inputs` makes log-probabilities, which do not depend on a row's constant.
+    identity = np.eye(train[0].shape[1], dtype=np.float32)
+    return fit_linear(*rows[0], *rows[1], identity, scale=1.0)
+
+
 HEADS: dict[str, Callable[[Examples, Examples, Any, float, int], Head]] = {
     "linear": lambda train, val, text, scale, seed: fit_linear(*train, *val),
     "linear-anchored": lambda train, val, text, scale, seed: fit_linear(*train, *val, text, scale=scale),
     "gda": lambda train, val, text, scale, seed: fit_gda(train, val, text, scale),
     "tip": lambda train, val, text, scale, seed: fit_tip(train, val, text, scale),
     "clip-adapter": fit_clip_adapter,
+    "score-linear": lambda train, val, text, scale, seed: fit_score_linear(train, val),
+    "score-adapter": lambda train, val, text, scale, seed: fit_score_adapter(train, val, seed),
 }
-"""`head:NAME` -> its fit."""
+"""`head:NAME` -> its fit. A name that begins with `score-` is of a head on scores `(n, C)`, the others on features."""
+
+
+def on_scores(name: str) -> bool:
+    """Whether a head reads scores `(n, C)`, which more boxes give, and not image features `(n, E)`."""
+    return name.startswith("score-")
+
+
+def inputs(name: str, outputs: Outputs) -> Array | None:
+    """What a head reads of a box's answer for one candidate: image features `(B, E)`, or log-probabilities `(B, C)`.
+
+    None where the box does not give it.
+    """
+    if not on_scores(name):
+        return None if outputs.image is None else outputs.image[0]
+    if outputs.scores is None and outputs.image is None:
+        return None
+    return log_probabilities(outputs.logits()[0]).astype(np.float32)
 
 
 def _scored(val: Examples, *, weight: Array, bias: Array, chosen: float) -> LinearHead:

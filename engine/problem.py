@@ -133,10 +133,40 @@ class Problem:
             )
         return outputs.image[0], outputs.text[0], outputs.scale
 
+    def scores(self, split: str, theta: Array) -> Array:
+        """`(n, C)` scores under a candidate. Raises RefusedError where they are not given."""
+        return self.answer(self.prompt.decode(theta[None]), np.arange(len(self.spec.splits[split])), split).logits()[0]
+
+    def pool(self) -> Array:
+        """`(T, d)`: the whole templates of a prompt in words, without those that the box says it does not know.
+
+        Raises RefusedError for a prompt of another kind.
+        """
+        found = getattr(self.prompt, "pool", None)
+        if found is None:
+            raise RefusedError(f"prompt {self.spec.prompt.get('name')!r} has no templates; use the prompt words")
+        box: Any = self.box
+        while hasattr(box, "inner"):
+            box = box.inner
+        tower = getattr(box, "text_tower", None)
+        if tower is None:
+            return found
+        sentences = self.prompt.decode(found).words or ()
+        return found[[row for row, sentence in enumerate(sentences) if row == 0 or tower.knows(sentence)]]
+
+    def class_features(self, thetas: Array) -> Array:
+        """`(P, C, E)` text features of these candidates."""
+        text = self.answer(self.prompt.decode(thetas), np.arange(1), "train").text
+        if text is None:
+            raise RefusedError(f"a mixture needs features, and box {self.spec.box} gives {sorted(self.box.spec.gives)}")
+        return text
+
     def decoded(self, theta: Array) -> dict[str, Array]:
         """What an artifact keeps of a candidate: its prompt and, where only text moves, its classifier rows."""
         prompts = self.prompt.decode(theta[None])
         kept = {name: getattr(prompts, name)[0] for name in ("context", "pixels") if getattr(prompts, name) is not None}
+        if prompts.words is not None:
+            kept["words"] = np.frombuffer(prompts.words[0].encode(), np.uint8)
         if "features" in self.box.spec.gives and not self._moves_images():
             text = self.answer(prompts, np.arange(1), "train").text
             assert text is not None

@@ -29,6 +29,10 @@ def methods() -> list[dict[str, Any]]:
 
 
 def _about(name: str) -> dict[str, str]:
+    if name.startswith("head:score-"):
+        return {"needs": "scores or features", "what": "A head on returned scores; searches no prompt."}
+    if name == queryless.ENSEMBLE:
+        return {"needs": "features, accepts words", "what": "The mean of many templates' class features."}
     if name.startswith("head:"):
         return {"needs": "features", "what": "A head on returned features; searches no prompt."}
     if name.startswith("ceiling:"):

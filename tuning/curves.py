@@ -13,6 +13,7 @@ import numpy as np
 
 from engine.core import Array
 from tuning.statistics import interval
+from tuning.tables import count
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F4F24", "#000000")
 """Okabe and Ito's palette, told apart by colour-blind readers; markers and dashes tell the same again."""
@@ -68,21 +69,22 @@ def _curves(runs: Sequence[Run], styles: Mapping[str, Any], path: Path) -> None:
         axes = [figure.add_subplot(grid[3 * band + line, column]) for line in range(3)]
         title = panel[0] + f"\n{panel[1]}" * many_boxes + f"\n{panel[2]} shots" * many_shots
         _against_evaluations(axes[0], mine, "best_loss", styles)
-        axes[0].set_yscale("log")
-        for ticks in (axes[0].yaxis.set_major_formatter, axes[0].yaxis.set_minor_formatter):
-            ticks(lambda value, _: f"{value:.3g}")
+        low, high = axes[0].get_ylim()
+        if low <= 0 or high > 10 * low:
+            axes[0].set_yscale("log")
+            axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
         axes[0].set_title(title, fontsize=11)
         _against_evaluations(axes[1], mine, "val_accuracy", styles)
-        axes[1].set_xlabel("evaluations (one prompt on the whole training set)")
+        axes[1].set_xlabel("evaluations")
         _ends(axes[2], mine, styles)
         if column == 0:
             axes[0].set_ylabel("training loss, best so far")
             axes[1].set_ylabel("validation accuracy\nof what is kept so far")
         images = next((row["pairs"] / row["evaluations"] for row, _ in mine if row["evaluations"]), 1.0)
         top = axes[0].secondary_xaxis("top", functions=(lambda x, n=images: x * n, lambda x, n=images: x / n))
-        top.set_xlabel("pairs (one prompt with one image)", fontsize=8)
+        top.set_xlabel("pairs", fontsize=8)
         top.tick_params(labelsize=7)
-        top.ticklabel_format(axis="x", style="sci", scilimits=(0, 4))
+        top.xaxis.set_major_formatter(lambda value, _: count(value))
     handles = [plt.Line2D([], [], label=label, markersize=5, **style) for label, style in styles.items()]
     figure.legend(handles=handles, loc="outside lower center", ncol=min(4, len(styles)), frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
@@ -101,7 +103,8 @@ def _against_evaluations(axis: Any, runs: Sequence[Run], name: str, styles: Mapp
         grid = np.unique(np.clip(np.concatenate([xs for xs, _ in series]), start, end))
         table = np.stack([_at(grid, xs, ys) for xs, ys in series])
         axis.plot(grid, table.mean(0), drawstyle="steps-post", linewidth=1.5, markevery=0.2, markersize=4.5, **style)
-        axis.fill_between(grid, table.min(0), table.max(0), step="post", color=style["color"], alpha=0.12, linewidth=0)
+        shade = 0.12 if len(styles) <= 5 else 0.05  # many bands on each other are mud
+        axis.fill_between(grid, table.min(0), table.max(0), step="post", color=style["color"], alpha=shade, linewidth=0)
     axis.grid(alpha=0.25)
     axis.set_xlim(left=0)
 

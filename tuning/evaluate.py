@@ -13,6 +13,7 @@ from engine.artifact import Artifact
 from engine.boxes import open_box
 from engine.core import Array, BlackBox, Outputs, Prompts
 from engine.errors import ArtifactError
+from engine.heads import inputs, on_scores
 from tuning.outcome import restore_head
 from tuning.tasks import load_task
 
@@ -50,6 +51,9 @@ def _predictions(
     artifact: Artifact, box: BlackBox, plain: Outputs, staged: Any, rows: Array, classes: list[str]
 ) -> Array:
     context, prompted = artifact.arrays.get("context"), plain
+    words = artifact.arrays.get("words")
+    if words is not None and words.tobytes().decode() != box.spec.template:
+        prompted = box.answer(Prompts(count=1, words=(words.tobytes().decode(),)), staged, rows)
     if context is not None:
         if box.spec.text is None or box.spec.text.context.shape[1] != context.shape[1]:
             took = "no text context" if box.spec.text is None else f"vectors {box.spec.text.context.shape[1]} wide"
@@ -57,8 +61,12 @@ def _predictions(
         prompted = box.answer(Prompts(count=1, context=context[None]), staged, rows)
     if not artifact.meta.get("head"):
         return prompted.predictions()[0]
-    if prompted.image is None:
-        raise ArtifactError("the artifact is a head on image features, which this box does not give")
-    if classes != artifact.meta["classes"] or prompted.image.shape[2] != artifact.arrays["text_features"].shape[1]:
+    name = artifact.meta["head"]
+    rows = inputs(name, prompted)
+    if rows is None:
+        what = "scores" if on_scores(name) else "image features"
+        raise ArtifactError(f"the artifact is a head on {what}, which this box does not give")
+    width = rows.shape[1] if on_scores(name) else artifact.arrays["text_features"].shape[1]
+    if classes != artifact.meta["classes"] or rows.shape[1] != width:
         raise ArtifactError("a head fits only the classes and the features that it was trained on")
-    return restore_head(artifact.arrays).scores(prompted.image[0]).argmax(-1)
+    return restore_head(artifact.arrays).scores(rows).argmax(-1)

@@ -15,7 +15,7 @@ from typing import Any
 from engine.core import Array, Evaluator, Method, Reply, Task
 from engine.pool import Serial
 from tuning.recipe import Recipe, make_recipe
-from tuning.run import problem_of
+from tuning.run import problem_of, prompt_of
 from tuning.tasks import few_shot, halve, load_pool
 
 
@@ -47,7 +47,7 @@ class Shared:
 
 def opened(recipe: Recipe, method: Method | None) -> tuple[Task, Evaluator]:
     """The recipe's task and an evaluator for it, from the last few of this process where they serve."""
-    subspace = getattr(method, "subspace", None) or recipe.prompt.subspace
+    prompt = prompt_of(recipe, method)
     seed = recipe.seed if recipe.data_seed is None else recipe.data_seed
     # What a problem does not depend on is set to one value, so that it makes no difference to the key.
     key = replace(
@@ -56,8 +56,8 @@ def opened(recipe: Recipe, method: Method | None) -> tuple[Task, Evaluator]:
         options={},
         head=None,
         budget=1.0,
-        prompt=replace(recipe.prompt, subspace=subspace),
-        seed=recipe.seed if subspace != "full" else 0,
+        prompt=prompt,
+        seed=recipe.seed if prompt.subspace != "full" else 0,
         data_seed=seed,
     )
     task = _task(json.dumps(key.as_dict()))

@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from engine import heads
+from engine import heads, mixtures
 from engine.core import Array, BoxSpec, Evaluator, Outputs, Task
 from engine.errors import RecipeError, RefusedError, nearest
 from engine.ledger import Ledger
 from engine.objectives import cross_entropy
+
+
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +44,11 @@ def check_head(name: str | None, spec: BoxSpec | None = None) -> None:
         return
     if name not in heads.HEADS:
         raise RecipeError(f"unknown head {name!r}{nearest(name, heads.HEADS)}; allowed are {', '.join(heads.HEADS)}")
-    if spec is not None and "features" not in spec.gives:
+    enough = {"features", "scores"} if heads.on_scores(name) else {"features"}
+    if spec is not None and not enough & spec.gives:
         raise RefusedError(
-            f"head {name} needs a box that gives features; {spec.uri} gives {', '.join(sorted(spec.gives))}"
+            f"head {name} needs a box that gives {' or '.join(sorted(enough))}; {spec.uri} gives "
+            f"{', '.join(sorted(spec.gives))}"
         )
 
 
@@ -65,13 +70,49 @@ def of_prompt(
 
 
 def of_head(name: str, theta: Array, task: Task, evaluator: Evaluator, ledger: Ledger, seed: int) -> Outcome:
-    """A head trained on the features under a prompt, which the training and validation reads have returned already."""
-    features: dict[str, Array] = {}
-    for split in ("train", "val", "test"):
-        features[split], text, scale = evaluator.call("features", split, theta)
+    """A head trained on the features under a prompt, which the training and validation reads have returned already.
+
+    A head on scores is trained on the scores.
+    """
+    rows: dict[str, Array] = {}
+    text, scale = None, 1.0
+    for split in SPLITS:
+        if heads.on_scores(name):
+            scored = Outputs(scores=evaluator.call("scores", split, theta)[None])
+            rows[split] = heads.inputs(name, scored)
+        else:
+            rows[split], text, scale = evaluator.call("features", split, theta)
+    head = heads.fit(name, (rows["train"], task.train.labels), (rows["val"], task.val.labels), text, scale, seed)
+    return _of_trained(head, name, theta, rows, task, evaluator, ledger)
+
+
+def of_templates(
+    thetas: Array, theta: Array, task: Task, evaluator: Evaluator, ledger: Ledger, *, plain: bool = False
+) -> Outcome:
+    """The mixture of templates that were asked, on their text features, which have come back already.
+
+    Args:
+        thetas: `(T, d)` the templates, the task's own first.
+        theta: `(d,)` the one of them that the artifact names.
+        plain: the ensemble of all with equal weights, instead of convex weights fitted to the training images.
+    """
+    rows: dict[str, Array] = {}
+    for split in SPLITS:
+        rows[split], _, scale = evaluator.call("features", split, np.zeros_like(theta))
+    val = rows["val"], task.val.labels
+    text = evaluator.call("class_features", thetas)
+    if plain:
+        head = mixtures.ensemble(text, val, scale)
+    else:
+        head = mixtures.fit_mixture(text, (rows["train"], task.train.labels), val, scale)
+    return _of_trained(head, head.kind, theta, rows, task, evaluator, ledger)
+
+
+def _of_trained(
+    head: Any, name: str, theta: Array, rows: Mapping[str, Array], task: Task, evaluator: Evaluator, ledger: Ledger
+) -> Outcome:
     labels = {"train": task.train.labels, "val": task.val.labels, "test": task.test.labels}
-    head = heads.fit(name, (features["train"], labels["train"]), (features["val"], labels["val"]), text, scale, seed)
-    scores = {split: head.scores(rows) for split, rows in features.items()}
+    scores = {split: head.scores(table) for split, table in rows.items()}
     template = np.stack([np.zeros_like(theta), theta])[: 2 if theta.any() else 1]
     reply = evaluator.evaluate(template, None, split="test")
     ledger.charge_test(reply)

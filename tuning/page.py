@@ -31,7 +31,7 @@ div.wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; }
 th, td { padding: .28rem .7rem; text-align: right; white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
+th.text, td.text { text-align: left; }
 td.words { white-space: normal; text-align: left; max-width: 44rem; }
 thead { border-top: 2px solid #222; border-bottom: 1px solid #222; } tbody { border-bottom: 2px solid #222; }
 tbody tr:nth-child(even) { background: #f5f6f8; } td.best { font-weight: 700; }
@@ -43,7 +43,8 @@ details summary { cursor: pointer; font-weight: 600; } footer { color: #666; fon
 """
 
 CAPTIONS = {
-    "curves.png": "Lines are means over seeds, bands run from the lowest to the highest seed. Bottom: where the runs "
+    "curves.png": "An evaluation is one prompt on the whole training set, a pair one prompt with one image. Lines are "
+    "means over seeds, bands run from the lowest to the highest seed. Bottom: where the runs "
     "ended on the test split, which is read once; ticks are seeds, lines the 95 % intervals "
     "of the mean (cut at the frame).",
     "shots.png": "Test accuracy against training images a class; bands run from the lowest to the highest seed.",
@@ -87,12 +88,15 @@ def _lead(comparison: Comparison, summary: Mapping[str, Any]) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
+    def side(column: int) -> str:
+        return ' class="text"' if column < table.left else ""
+
+    head = "".join(f"<th{side(j)}>{html.escape(name)}</th>" for j, name in enumerate(table.columns))
     rows = []
     for i, row in enumerate(table.rows):
         cells = []
         for j, cell in enumerate(row):
-            kind = ' class="best"' if (i, j) in table.best else ' class="words"' if j and len(cell) > 60 else ""
+            kind = ' class="best"' if (i, j) in table.best else ' class="words"' if j and len(cell) > 60 else side(j)
             cells.append(f"<td{kind}>{html.escape(cell)}</td>")
         rows.append("<tr>" + "".join(cells) + "</tr>")
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
@@ -117,6 +121,7 @@ def _ledger(summary: Mapping[str, Any]) -> Table:
     heads = ("evaluations", "pairs", "test pairs", "sequences", "image encodes", "retries", "money", "seconds")
     return Table(
         title="Ledger",
+        left=3,
         columns=("method", "task", "box", *heads),
         rows=tuple((e["method"], e["task"], e["box"], *(count(e[name]) for name in names)) for e in summary["results"]),
         note="Means of a run. Pairs are what a per-image API bills; sequences and image encodes are passes through the "

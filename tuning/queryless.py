@@ -9,23 +9,27 @@ from __future__ import annotations
 import numpy as np
 
 from engine import heads
-from engine.core import BoxSpec, Evaluator, Task
+from engine.core import Array, BoxSpec, Evaluator, Task
 from engine.errors import RecipeError, RefusedError, nearest
 from engine.ledger import Ledger
-from tuning.outcome import Outcome, check_head, of_head, of_prompt
+from engine.prompts.templates import TEMPLATES
+from tuning.outcome import Outcome, check_head, of_head, of_prompt, of_templates
 from tuning.recipe import Recipe
 
 CEILINGS = ("coop",)
+ENSEMBLE = "zero-shot:ensemble"
+PROMPTS = {ENSEMBLE: "words"}
+"""Kinds of prompt that some of these need, where it is not text."""
 
 
 def names() -> tuple[str, ...]:
     """The names of these methods."""
-    return ("zero-shot", *(f"head:{name}" for name in heads.HEADS), *(f"ceiling:{name}" for name in CEILINGS))
+    return ("zero-shot", ENSEMBLE, *(f"head:{name}" for name in heads.HEADS), *(f"ceiling:{name}" for name in CEILINGS))
 
 
 def is_queryless(method: str) -> bool:
     """Whether a name is of this kind (existing or not)."""
-    return method == "zero-shot" or method.startswith(("head:", "ceiling:"))
+    return method == "zero-shot" or method.startswith(("zero-shot:", "head:", "ceiling:"))
 
 
 def check(recipe: Recipe) -> None:
@@ -42,9 +46,10 @@ def check(recipe: Recipe) -> None:
         )
 
 
-def cost(task: Task) -> float:
-    """Evaluations that one of them pays: the training and validation images, sent once."""
-    return 1 + len(task.val) / len(task.train)
+def cost(task: Task, recipe: Recipe) -> float:
+    """Evaluations that one of them pays, at most: the training and validation images, sent once, and other templates."""
+    once = 1 + len(task.val) / len(task.train)
+    return min(recipe.budget, once + len(TEMPLATES)) if recipe.method == ENSEMBLE else once
 
 
 def fit(recipe: Recipe, task: Task, evaluator: Evaluator, ledger: Ledger, spec: BoxSpec, dim: int) -> Outcome:
@@ -52,10 +57,16 @@ def fit(recipe: Recipe, task: Task, evaluator: Evaluator, ledger: Ledger, spec: 
     kind, _, name = recipe.method.partition(":")
     if kind == "head":
         check_head(name, spec)
+    if recipe.method == ENSEMBLE and "features" not in spec.gives:
+        raise RefusedError(
+            f"{ENSEMBLE} needs a box that gives features; {spec.uri} gives {', '.join(sorted(spec.gives))}"
+        )
     template = np.zeros(dim, np.float32)
     train, val = evaluator.evaluate(template[None]), evaluator.evaluate(template[None], split="val")
     ledger.charge(train)
     ledger.charge(val)
+    if recipe.method == ENSEMBLE:
+        return _ensemble(template, task, evaluator, ledger)
     if kind == "head":
         return of_head(name, template, task, evaluator, ledger, recipe.seed)
     shot = of_prompt(
@@ -63,6 +74,14 @@ def fit(recipe: Recipe, task: Task, evaluator: Evaluator, ledger: Ledger, spec: 
         val_accuracy=float(val.correct[0] / len(task.val)), train_loss=evaluator.call("cross_entropy", template),
     )  # fmt: skip
     return shot if kind == "zero-shot" else _ceiling(recipe, task, ledger, shot)
+
+
+def _ensemble(template: Array, task: Task, evaluator: Evaluator, ledger: Ledger) -> Outcome:
+    """The templates that the box knows, as many as the budget covers: an evaluation each."""
+    pool = evaluator.call("pool")[: 1 + ledger.affordable(len(task.train))]
+    if len(pool) > 1:
+        ledger.charge(evaluator.evaluate(pool[1:]))
+    return of_templates(pool, template, task, evaluator, ledger, plain=True)
 
 
 def _ceiling(recipe: Recipe, task: Task, ledger: Ledger, shot: Outcome) -> Outcome:

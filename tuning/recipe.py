@@ -25,8 +25,9 @@ class PromptRecipe:
     """Kind of prompt (`keyhole list prompts`)."""
     tokens: int | None = None
     """Context tokens M; None: as many as the template has."""
-    subspace: str = "full"
-    """`full`, or `random:D` for a seeded random projection to D dimensions."""
+    subspace: str | None = None
+    """`full`, `random:D` (a number, or a share such as 1/4), of text also `vocabulary:K`, `low-rank:RANK`; null: as the
+    method likes, else full."""
     width: int | None = None
     """Border of a pixel frame in pixels; None: 30/224 of the image's side."""
     grid: int | None = None

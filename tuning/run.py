@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,15 @@ import numpy as np
 from engine import search
 from engine.artifact import Artifact, load_state, save_state, write_text
 from engine.core import BoxSpec, Evaluator, Method, Search, Task
-from engine.errors import ArtifactError, RefusedError
+from engine.errors import ArtifactError, RecipeError, RefusedError
 from engine.ledger import Ledger
 from engine.loop import Look, Step, steps
 from engine.pool import RayPool, Serial
 from engine.problem import ProblemSpec
 from engine.search.warm import Warm
 from tuning import queryless
-from tuning.outcome import Outcome, check_head, of_head, of_prompt
-from tuning.recipe import Recipe
+from tuning.outcome import Outcome, check_head, of_head, of_prompt, of_templates
+from tuning.recipe import PromptRecipe, Recipe
 from tuning.tasks import load_task
 
 log = logging.getLogger(__name__)
@@ -48,19 +49,37 @@ def task_of(recipe: Recipe) -> Task:
     return load_task(recipe.task, shots=recipe.shots, seed=seed, half=recipe.half)
 
 
+def prompt_of(recipe: Recipe, method: Method | None = None) -> PromptRecipe:
+    """The recipe's prompt, with what it leaves open: the kind that a method is for, its subspace of text, or full.
+
+    Raises RecipeError for another kind than the method is for.
+    """
+    prompt = recipe.prompt
+    own = queryless.PROMPTS.get(recipe.method) if method is None else getattr(method, "prompt", None)
+    if own is not None:
+        if prompt.name not in (PromptRecipe.name, own):
+            raise RecipeError(f"prompt.name={prompt.name!r}: method {recipe.method} searches {own}; leave it out")
+        prompt = replace(prompt, name=own)
+    if prompt.subspace is None:
+        preferred = getattr(method, "subspace", None) if prompt.name == "text" else None
+        prompt = replace(prompt, subspace=preferred or "full")
+    return prompt
+
+
 def problem_of(recipe: Recipe, task: Task, method: Method | None = None) -> ProblemSpec:
     """What a worker needs to answer this recipe's candidates."""
+    prompt = prompt_of(recipe, method)
     return ProblemSpec(
         box=recipe.box,
         classes=task.classes,
         template=task.template,
         splits={"train": task.train, "val": task.val, "test": task.test},
         prompt={
-            "name": recipe.prompt.name,
-            "tokens": recipe.prompt.tokens,
-            "subspace": getattr(method, "subspace", None) or recipe.prompt.subspace,
+            "name": prompt.name,
+            "tokens": prompt.tokens,
+            "subspace": prompt.subspace,
             "seed": recipe.seed,
-            "options": {"width": recipe.prompt.width, "grid": recipe.prompt.grid},
+            "options": {"width": prompt.width, "grid": prompt.grid},
         },
         objective=recipe.objective,
         device=recipe.device,
@@ -160,9 +179,10 @@ class Tuning:
         refuse(method, recipe.method, spec)
         check_head(recipe.head, spec)
         state = self._resumable()
+        begun = self._started(method, spec, dim, evaluator)
         last_saved = time.monotonic()
         for step in steps(
-            self._started(method, spec, dim),
+            begun,
             evaluator,
             ledger=self.ledger,
             num_val=len(self.task.val),
@@ -187,8 +207,12 @@ class Tuning:
         else:  # resumed from a checkpoint that had spent its budget already
             assert state is not None
             best, seconds = Look(**state["best"]), float(state["seconds"])
-        if recipe.head is not None:
-            outcome = of_head(recipe.head, best.theta, self.task, evaluator, self.ledger, recipe.seed)
+        head = recipe.head or getattr(method, "head", None)
+        asked = getattr(begun, "asked", None)
+        if head == "templates" and asked is not None and "features" in spec.gives:
+            outcome = of_templates(asked, best.theta, self.task, evaluator, self.ledger)
+        elif head is not None and head != "templates":
+            outcome = of_head(head, best.theta, self.task, evaluator, self.ledger, recipe.seed)
         else:
             train_loss = self._train_loss(evaluator, spec, best)
             outcome = of_prompt(
@@ -196,9 +220,13 @@ class Tuning:
             )
         self._finish(evaluator, spec, outcome, seconds)
 
-    def _started(self, method: Method, spec: BoxSpec, dim: int) -> Search:
+    def _started(self, method: Method, spec: BoxSpec, dim: int, evaluator: Evaluator) -> Search:
         """The method's search, from the template or from the prompt of an earlier run."""
+        text = spec.text if prompt_of(self.recipe, method).name == "text" else None
+        method = search.fit_units(method, None if text is None else text.sigma)
         begun = method.start(dim, self.recipe.budget, self.recipe.seed)
+        if hasattr(begun, "introduce"):
+            begun.introduce(evaluator.call("pool"))
         if self.recipe.start is None:
             return begun
         artifact = Artifact.load(self.recipe.start)
@@ -256,7 +284,7 @@ class Tuning:
             "task": recipe.task,
             "box": recipe.box,
             "method": recipe.method,
-            "prompt": None if self.queryless else recipe.prompt.name,
+            "prompt": None if self.queryless else prompt_of(recipe, self.method).name,
             "head": outcome.head,
             "shots": recipe.shots,
             "seed": recipe.seed,
@@ -292,7 +320,7 @@ class Tuning:
                      "seed": recipe.seed if recipe.data_seed is None else recipe.data_seed},
             "classes": list(self.task.classes),
             "template": self.task.template,
-            "parametrization": None if self.queryless else recipe.as_dict()["prompt"],
+            "parametrization": None if self.queryless else asdict(prompt_of(recipe, self.method)),
             "method": repr(self.method) if self.method else recipe.method,
             "head": outcome.head,
             "ledger": self.ledger.counts(),
@@ -307,7 +335,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     task = task_of(recipe)
     if queryless.is_queryless(recipe.method):
         queryless.check(recipe)
-        evaluations = queryless.cost(task)
+        evaluations = queryless.cost(task, recipe)
     else:
         search.make(recipe.method, recipe.options)
         evaluations = float(recipe.budget)

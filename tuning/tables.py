@@ -18,12 +18,14 @@ NARROW = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A heading, columns and rows; cells are text, the first column is left-aligned."""
+    """A heading, columns and rows; cells are text."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    left: int = 1
+    """Leading columns that hold words and not numbers."""
     best: frozenset[tuple[int, int]] = frozenset()
     """Cells (row, column) to set in bold."""
 
@@ -32,7 +34,10 @@ class Table:
         lines = [self.columns, *self.rows]
         widths = [max(len(row[i]) for row in lines) for i in range(len(self.columns))]
         shown = [
-            "  ".join((row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))))
+            "  ".join(
+                cell.ljust(width) if i < self.left else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
             for row in lines
         ]
         rule = "-" * len(shown[0])
@@ -81,6 +86,7 @@ def tables_of(comparison: Comparison, summary: Mapping[str, Any], *, wide: bool 
         tables.append(
             Table(
                 title="Not finished",
+                left=2,
                 columns=("trial", "why"),
                 rows=tuple((entry["trial"], entry["error"]) for entry in summary["failed"]),
             )
@@ -139,6 +145,7 @@ def _tests(block: Mapping[str, Any]) -> Table:
     rows = sorted(block["tests"], key=lambda row: (row["p_holm"], -row["difference"]))
     return Table(
         title=f"Paired tests, {block['box']}, {block['shots']} shots",
+        left=2,
         columns=("better", "worse", "difference", "95 % interval", "cells", "p", "p (Holm)"),
         rows=tuple(
             (
@@ -205,6 +212,7 @@ def _base_to_new(results: Sequence[Mapping[str, Any]]) -> Table | None:
     ]
     return Table(
         title="Base to new",
+        left=2,
         columns=("method", "task", "base", "new", "harmonic mean"),
         rows=tuple(rows),
         note="Tuned on the first half of the classes, in % on the test images of that half and of the other. "
@@ -221,6 +229,7 @@ def _shift(results: Sequence[Mapping[str, Any]]) -> Table | None:
     ]
     return Table(
         title="Tuned on one task, tested on others",
+        left=2,
         columns=("method", "tuned on", "there", *(target.removeprefix("shift:") for target in targets)),
         rows=tuple(rows),
         note="Means over seeds, in %; - where the artifact does not carry over (a head knows only its own classes).",
@@ -251,6 +260,7 @@ def _degraded(results: Sequence[Mapping[str, Any]], kind: str) -> list[Table]:
 def _searches(searches: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
         title="Settings chosen on validation, before and apart from the comparison",
+        left=4,
         columns=("method", "task", "box", "chosen", "runs", "evaluations", "pairs", "seconds"),
         rows=tuple(
             (s["method"], s["task"], s["box"], s["in_words"], str(s["runs"]), count(s["evaluations"]),

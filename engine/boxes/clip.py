@@ -254,10 +254,13 @@ class ClipBox:
             return self._features(self.text_tower.encode_words(prompts.words))
         if prompts.context is None:
             if self._template_features is None:
+                # A constant of the task, computed by each process for itself: like opening, not on the account.
+                before = self.text_tower.sequences
                 if self.spec.text is None:
                     self._template_features = self._features(self.text_tower.encode_words([self.spec.template]))
                 else:
                     self._template_features = self._features(self.text_tower.encode(None))
+                self.text_tower.sequences = before
             return self._template_features
         return self._features(self.text_tower.encode(self._tensor(prompts.context)))
 

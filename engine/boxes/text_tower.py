@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from engine.boxes.packed_layers import why_not
 from engine.boxes.packed_text import PackedText, Plan
 from engine.boxes.prompt_tokens import PromptTokens, Tokenizer, split_template, tokenize_prompts
-from engine.errors import RecipeError, RefusedError
+from engine.errors import RecipeError, RefusedError, TaskError
 
 PATHS = ("auto", "packed", "batched", "plain")
 TOLERANCE = 1e-5
@@ -115,6 +115,14 @@ class TextTower:
     def encode_words(self, templates: Sequence[str]) -> Tensor:
         """L2-normalised text features `(P, C, E)` of P templates in words, each with one `{}`."""
         return torch.cat([self._encode(self._tokenize(template), None, self.path) for template in templates])
+
+    def knows(self, template: str) -> bool:
+        """Whether this template can be asked: it fits the model and has no word outside its vocabulary."""
+        try:
+            self._tokenize(template)
+        except TaskError:
+            return False
+        return True
 
     def _choose(self, asked: str) -> tuple[str, str]:
         """The way to go and the reason, after two prompts have been compared with the model itself."""

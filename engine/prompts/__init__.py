@@ -17,6 +17,7 @@ PROMPTS: dict[str, str] = {
     "text": "engine.prompts.text:text_context",
     "pixels": "engine.prompts.pixels:pixel_frame",
     "text+pixels": "engine.prompts.joint:text_and_pixels",
+    "words": "engine.prompts.words:words",
 }
 """name -> `module:function`, called as `f(spec, *, subspace, seed, **options)`, options among its own keywords."""
 

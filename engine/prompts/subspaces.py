@@ -85,9 +85,7 @@ def low_rank(rank: int, tokens: int, width: int, seed: int) -> LowRank:
     wide = max(1, 62 * width // 512)
     entries = rng(seed, 0, Purpose.PROJECTION)
     start = entries.standard_normal((wide, rank), dtype=np.float32)
-    return LowRank(
-        start, entries.standard_normal((tokens, wide, width), dtype=np.float32) / np.float32(np.sqrt(wide))
-    )
+    return LowRank(start, entries.standard_normal((tokens, wide, width), dtype=np.float32) / np.float32(np.sqrt(wide)))
 
 
 def basis_of(subspace: str, full_dim: int, seed: int) -> Array | None:

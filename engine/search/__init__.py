@@ -24,6 +24,8 @@ METHODS: dict[str, str] = {
     "zip": "engine.search.peers:Zip",
     "sharpzo": "engine.search.sharpness:SharpZo",
     "bpt-vlm": "engine.search.sharpness:BptVlm",
+    "craft": "engine.search.craft:Craft",
+    "words": "engine.search.words:Words",
 }
 """Name -> "module:Class" of a frozen dataclass with `needs` and `start`."""
 
@@ -68,6 +70,17 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
             raise RecipeError(f"method {name!r} has no option {key!r}{nearest(key, fields)}; its options are {known}")
         given[key] = _checked(f"method {name!r}: {key}", value, fields[key])
     return typing.cast(Method, kind(**fixed, **given))
+
+
+def fit_units(method: Method, sigma: float | None) -> Method:
+    """The method with an open `unit` (None) set to `sigma`, the standard deviation of the box's token embedding.
+
+    >>> fit_units(make("cbbt"), 0.02).unit, fit_units(make("cbbt", {"unit": 1.0}), 0.02).unit
+    (0.02, 1.0)
+    """
+    if sigma is None or not dataclasses.is_dataclass(method) or getattr(method, "unit", 1.0) is not None:
+        return method
+    return typing.cast(Method, dataclasses.replace(typing.cast(Any, method), unit=sigma))
 
 
 def describe() -> list[dict[str, Any]]:

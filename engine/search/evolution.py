@@ -47,7 +47,7 @@ class Nevergrad:
     batch: int = 20
     recommend: str = "best"
 
-    needs = Needs()
+    needs = Needs(gives=frozenset({"labels", "topk", "scores", "features"}))
 
     def __post_init__(self) -> None:
         import nevergrad as ng

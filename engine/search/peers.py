@@ -1,8 +1,9 @@
 """The scalar rules of the field, each a frozen dataclass of its paper's settings on our estimators and updates.
 
 Their step sizes are in the units of what they tune, raw token embeddings (or raw pixels): `unit` says what one unit of
-theta is there, the standard deviation of the box's token embedding (`box.spec.text.sigma`; 1 where theta is raw). The
-rule then moves w = unit * theta as its paper would. Counts of steps in a schedule are scaled to the budget.
+theta is there. None is the box's own, the standard deviation of its token embedding (`engine.search.fit_units` sets it;
+1 where nobody did). The rule then moves w = unit * theta as its paper would. Schedules that count steps (t in SPSA's
+decay) count those of the run; `horizon` stretches them to another number of steps.
 
 Sources are the papers and, where these differ, what their released code runs (methods/peers.md, methods/cbbt.md).
 Knows nothing of what a prompt is: a paper's subspace is a parametrization, chosen apart.
@@ -19,8 +20,10 @@ from engine.search.descent import Descent, DescentSearch
 from engine.search.estimators import OneSided, Spsa
 from engine.search.updates import Adam, ClipByNorm, LookAhead, Momentum, Schedule, Update, chain
 
-EMBEDDING_STD = 0.02
-"""Standard deviation of token embeddings as CLIP's text towers are initialised."""
+CBBT_STEPS = 750
+"""Steps of CBBT's shortest published run (EuroSAT)."""
+CBBT_DIRECTIONS = (4, 256)
+"""Fewest and most directions that are chosen from the budget; the most is the paper's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +34,13 @@ class Cbbt:
     2023, arXiv 2312.15901:  g = (kappa / q) sum_j [(f(w + eps u_j) - f(w)) / eps] u_j,  |u_j| = 1;  |g| clipped to 5.
     """
 
-    q: int = 256
-    """Directions a step, all on one baseline: q + 1 evaluations."""
+    q: int | None = None
+    """Directions a step, all on one baseline: q + 1 evaluations. The paper's 256 spend a budget of 1000 on four steps;
+    None, our correction: as many as leave 750 steps, at least 4 and at most 256."""
     eps: float = 0.0
     """Length of a probe in raw units; 0: max(1 / d, 1e-3), as published."""
-    lr: float = 2e-3
+    lr: float | None = None
+    """None: 2e-3 of `adam`, the repository's; 0.1 of `momentum`, ours, as no source tells it."""
     clip: float = 5.0
     rule: str = "momentum"
     """`momentum`: history momentum, as the paper tells it (an average of past gradients, beta 0.9, our reading: its
@@ -45,7 +50,7 @@ class Cbbt:
     """Of `adam` alone."""
     kappa: str = "d"
     """`d`: the unbiased factor. `1/eps`: the repository's, which is too small by 1000 / d beyond d = 1000."""
-    unit: float = EMBEDDING_STD
+    unit: float | None = None
 
     needs = Needs()
 
@@ -54,22 +59,24 @@ class Cbbt:
         _choice("kappa", self.kappa, ("d", "1/eps"))
         if self.eps < 0:
             raise RecipeError(f"eps={self.eps} is no probe length; give a positive number, or 0 for max(1 / d, 1e-3)")
-        self._descent(1)
+        self._descent(1, 1)
 
     def start(self, dim: int, budget: float, seed: int) -> DescentSearch:
-        return self._descent(dim).start(dim, budget, seed)
+        return self._descent(dim, budget).start(dim, budget, seed)
 
-    def _descent(self, dim: int) -> Descent:
+    def _descent(self, dim: int, budget: float) -> Descent:
+        fewest, most = CBBT_DIRECTIONS
+        q = max(fewest, min(most, int(budget / CBBT_STEPS) - 1)) if self.q is None else self.q
         eps = self.eps or max(1 / dim, 1e-3)
         repository = Schedule(size=1 / (eps * dim) if self.kappa == "1/eps" else 1.0)
-        step: tuple[Update, ...] = (Momentum(beta=self.beta),)
+        step: Update = Momentum(beta=self.beta)
         if self.rule == "adam":
-            step = (Adam(weight_decay=self.weight_decay),)
-        decay = Schedule(size=self.lr, shape="cosine")
+            step = Adam(weight_decay=self.weight_decay)
+        lr = (2e-3 if self.rule == "adam" else 0.1) if self.lr is None else self.lr
         return Descent(
-            estimator=OneSided(k=self.q, h=eps / math.sqrt(dim), directions="sphere"),
-            update=chain(repository, ClipByNorm(limit=self.clip), *step, decay),
-            unit=self.unit,
+            estimator=OneSided(k=q, h=eps / math.sqrt(dim), directions="sphere"),
+            update=chain(repository, ClipByNorm(limit=self.clip), step, Schedule(size=lr, shape="cosine")),
+            unit=self.unit or 1.0,
             recommend="last",
         )
 
@@ -91,27 +98,28 @@ class SpsaGc:
     alpha: float = 0.4
     gamma: float = 0.1
     beta: float = 0.9
-    horizon: float = 5000.0
-    """Steps of the paper's run, over which a and c decay."""
-    unit: float = EMBEDDING_STD
+    horizon: float | None = None
+    """Steps over which a and c decay; None: those of the run, t as the paper counts it (its runs have 5000 or more)."""
+    unit: float | None = None
 
     needs = Needs()
 
     def __post_init__(self) -> None:
-        self._descent()
+        self._descent(1)
 
     def start(self, dim: int, budget: float, seed: int) -> DescentSearch:
-        return self._descent().start(dim, budget, seed)
+        return self._descent(budget).start(dim, budget, seed)
 
-    def _descent(self) -> Descent:
+    def _descent(self, budget: float) -> Descent:
+        horizon = budget / (2 * self.k) if self.horizon is None else self.horizon
         return Descent(
             estimator=Spsa(k=self.k, h=self.c),
-            probe=Schedule(size=1.0, shape="power", alpha=self.gamma, offset=0.0, horizon=self.horizon),
+            probe=Schedule(size=1.0, shape="power", alpha=self.gamma, offset=0.0, horizon=horizon),
             update=chain(
                 LookAhead(beta=self.beta),
-                Schedule(size=self.a, shape="power", alpha=self.alpha, offset=self.o, horizon=self.horizon),
+                Schedule(size=self.a, shape="power", alpha=self.alpha, offset=self.o, horizon=horizon),
             ),
-            unit=self.unit,
+            unit=self.unit or 1.0,
             recommend="last",
         )
 
@@ -121,7 +129,8 @@ class Bar:
     """BAR, as BlackVIP and ZIP run it: one-sided sphere estimator on a shared base, plain descent.
 
     Tsai et al., ICML 2020, arXiv 2007.08714:  g = (d / q) sum_j u_j (f(w + beta u_j) - f(w)) / beta;  w <- w - a_t g
-    (with a mean over the directions). The learning rate falls from `lr` to `lr_end`. Made for a pixel frame (`unit` 1).
+    (with a mean over the directions). The learning rate falls from `lr` to `lr_end`. Its sizes are a pixel frame's, in
+    units of theta whatever the prompt: `unit` is 1.
     """
 
     q: int = 5
@@ -155,7 +164,8 @@ class Zip:
     """ZIP's update: SPSA averaged over k pairs, the gradient's norm clipped at sqrt(d).
 
     Park et al., ZIP, ICLR 2025:  w <- w - a_t g min(1, sqrt(d) / |g|). No momentum in the shipped configuration. Its
-    low-rank parameters are of their own scale: choose that subspace with the prompt, where `unit` is 1.
+    parameters are low-rank with a shared vector: `engine.prompts.subspaces.LowRank`, which text prompts take unless
+    told otherwise.
     """
 
     k: int = 5
@@ -166,26 +176,29 @@ class Zip:
     gamma: float = 0.1
     clip: float = 0.0
     """Threshold on |g|; 0: sqrt(d)."""
-    horizon: float = 500.0
-    unit: float = 1.0
+    horizon: float | None = None
+    """Steps over which a and c decay; None: those of the run (the paper's have 500)."""
+    unit: float | None = None
 
     needs = Needs()
+    subspace = "low-rank:5"
 
     def __post_init__(self) -> None:
-        self._descent(1)
+        self._descent(1, 1)
 
     def start(self, dim: int, budget: float, seed: int) -> DescentSearch:
-        return self._descent(dim).start(dim, budget, seed)
+        return self._descent(dim, budget).start(dim, budget, seed)
 
-    def _descent(self, dim: int) -> Descent:
+    def _descent(self, dim: int, budget: float) -> Descent:
+        horizon = budget / (2 * self.k) if self.horizon is None else self.horizon
         return Descent(
             estimator=Spsa(k=self.k, h=self.c),
-            probe=Schedule(size=1.0, shape="power", alpha=self.gamma, offset=0.0, horizon=self.horizon),
+            probe=Schedule(size=1.0, shape="power", alpha=self.gamma, offset=0.0, horizon=horizon),
             update=chain(
                 ClipByNorm(limit=self.clip or math.sqrt(dim)),
-                Schedule(size=self.a, shape="power", alpha=self.alpha, offset=self.o, horizon=self.horizon),
+                Schedule(size=self.a, shape="power", alpha=self.alpha, offset=self.o, horizon=horizon),
             ),
-            unit=self.unit,
+            unit=self.unit or 1.0,
             recommend="last",
         )
 

@@ -293,7 +293,13 @@ class SketchSearch:
         self._moves = np.concatenate([move[None], self._moves])[: self._method.moves]
         if self._method.broyden:
             i = best
-            self._mid[int(np.argmin(((self._U * np.sqrt(self._dim) - move/np.linalg.norm(move)*np.sqrt(self._dim))**2).sum(1)))] = thetas[best].astype(np.float64)/math.sqrt(self._dim)
+            self._mid[
+                int(
+                    np.argmin(
+                        ((self._U * np.sqrt(self._dim) - move / np.linalg.norm(move) * np.sqrt(self._dim)) ** 2).sum(1)
+                    )
+                )
+            ] = thetas[best].astype(np.float64) / math.sqrt(self._dim)
         self._theta = thetas[best].copy()
         self._table = {name: part[best] for name, part in tables.items()}
 

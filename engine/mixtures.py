@@ -1,0 +1,104 @@
+"""A classifier mixed from several templates: convex weights over their cached text features, found without a query.
+
+The logits  scale * image . sum_t w_t text_t  are linear in the weights, so cross-entropy over the simplex is a convex
+problem. Weights start equal (the ensemble of templates) and move by exponentiated gradients (Kivinen and Warmuth 1997);
+where they stop on that way is chosen on validation, the ensemble and the task's own template included.
+
+Letters: T templates, C classes, E joint width, n rows. Knows nothing of words and of boxes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+
+from engine.core import Array, Outputs
+from engine.objectives import cross_entropy
+
+STEPS = 300
+LOOK_EVERY = 5
+GROWTH = 1.5
+"""What the step grows by where the loss fell; it is halved where it rose."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MixtureHead:
+    """Class rows that are a weighted mean of several templates'."""
+
+    kind: ClassVar[str] = "templates"
+
+    text: Array
+    """`(C, E)` float32 classifier rows; not of unit length, unless it is the plain ensemble."""
+    weights: Array
+    """`(T,)` float32, on the simplex, in the order in which the templates were asked."""
+    scale: float
+    val_loss: float
+
+    def scores(self, features: Array) -> Array:
+        """`(n, E)` image features -> `(n, C)` float32 logits."""
+        return (np.float32(self.scale) * (features @ self.text.T)).astype(np.float32)
+
+    def state_dict(self) -> dict[str, Array]:
+        return {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+
+
+def ensemble(text: Array, val: tuple[Array, Array], scale: float) -> MixtureHead:
+    """The mean of T templates' normalised features `(T, C, E)`, normalised again (Radford et al. 2021, section 3.1.4)."""
+    mean = text.mean(0, dtype=np.float64)
+    rows = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+    return _head(rows, np.full(len(text), 1 / len(text)), val, scale)
+
+
+def fit_mixture(text: Array, train: tuple[Array, Array], val: tuple[Array, Array], scale: float) -> MixtureHead:
+    """Convex weights over T templates.
+
+    >>> text = np.eye(2, dtype=np.float32)[[[0, 1], [1, 0]]]  # the second template names the classes wrongly
+    >>> images = np.eye(2, dtype=np.float32), np.array([0, 1])
+    >>> fit_mixture(text, images, images, 10.0).weights.round(2).tolist()
+    [1.0, 0.0]
+
+    Args:
+        text: `(T, C, E)` features, the task's own template first.
+        train, val: image features `(n, E)` and labels `(n,)`.
+        scale: what a cosine is multiplied by to make a logit.
+    """
+    T = len(text)
+    features, labels = train[0].astype(np.float64), train[1]
+    flat = text.reshape(T, -1).astype(np.float64)
+    single = np.eye(T)[0]
+    tried = [ensemble(text, val, scale), _head(text[0], single, val, scale)]
+    weights, size = np.full(T, 1 / T), 1.0
+    loss, slope = _slope(weights, flat, features, labels, scale)
+    for step in range(1, STEPS + 1):
+        moved = weights * np.exp(-size * (slope - slope.min()))
+        moved /= moved.sum()
+        new_loss, new_slope = _slope(moved, flat, features, labels, scale)
+        if new_loss > loss:
+            size /= 2
+            continue
+        weights, loss, slope, size = moved, new_loss, new_slope, size * GROWTH
+        if step % LOOK_EVERY == 0:
+            rows = (weights @ flat).reshape(text.shape[1:])
+            tried.append(_head(rows, weights, val, scale))
+    tried.append(_head((weights @ flat).reshape(text.shape[1:]), weights, val, scale))
+    return min(tried, key=lambda head: head.val_loss)
+
+
+def _slope(weights: Array, flat: Array, features: Array, labels: Array, scale: float) -> tuple[float, Array]:
+    """Cross-entropy at these weights and its gradient `(T,)`."""
+    rows = (weights @ flat).reshape(-1, features.shape[1])
+    logits = scale * (features @ rows.T)
+    logits -= logits.max(-1, keepdims=True)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    n = np.arange(len(labels))
+    p = np.exp(log_p)
+    p[n, labels] -= 1
+    return -float(log_p[n, labels].mean()), flat @ (scale / len(labels) * (p.T @ features)).ravel()
+
+
+def _head(rows: Array, weights: Array, val: tuple[Array, Array], scale: float) -> MixtureHead:
+    made: dict[str, Any] = {"text": rows.astype(np.float32), "weights": weights.astype(np.float32), "scale": scale}
+    logits = MixtureHead(**made, val_loss=0.0).scores(val[0])
+    return MixtureHead(**made, val_loss=float(cross_entropy(Outputs(scores=logits[None]), val[1])[0]))

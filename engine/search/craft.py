@@ -1,0 +1,166 @@
+"""`craft`: CMA-ES on a random projection, in turn with an adapter on the scores that is trained by exact gradients.
+
+Knows nothing of what theta means, nor of which box gave the scores.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.core import Array, Feedback, Needs
+from engine.errors import ArtifactError, RecipeError, RefusedError
+from engine.score_heads import HIDDEN, RATE, Adapter, log_probabilities
+from engine.search.sharpness import check_population, full_cma, worst_last
+
+
+@dataclass(frozen=True, kw_only=True)
+class Craft:
+    """CraFT: CMA-ES on what an adapter makes of a candidate's scores; after each generation the adapter is trained.
+
+    Wang et al., CraFT, ICML 2024, arXiv 2402.04050: a candidate's loss is CE(r, y) + weight KL(r, x), with x its scores
+    and r what the adapter (C-256-C, engine/score_heads.py) makes of them; then Adam on the adapter, on the scores of
+    the generation's best. The classifier that is deployed is a prompt with an adapter on it: the head `score-adapter`,
+    fitted to the selected prompt's scores. Text prompts take its Gaussian projection unless told otherwise: a quarter
+    of the dimensions, as 512 are of four tokens.
+    """
+
+    popsize: int = 40
+    sigma: float = 0.4
+    """Initial standard deviation, in units of theta; the paper sets it by data set."""
+    weight: float = 1.0
+    """Of the KL term; the paper's is by data set."""
+    hidden: int = HIDDEN
+    rate: float = RATE
+    """Of Adam on the adapter."""
+    steps: int = 5
+    """Of Adam, a generation: one epoch of the paper's mini-batches at 160 images. 0: no adapter, as in BBT."""
+
+    needs = Needs(table=True)
+    subspace = "random:1/4"
+    head = "score-adapter"
+
+    def __post_init__(self) -> None:
+        check_population(self.popsize, self.sigma)
+        if self.hidden < 1 or self.steps < 0 or min(self.rate, self.weight) < 0:
+            raise RecipeError(
+                f"hidden={self.hidden}, steps={self.steps}, rate={self.rate}, weight={self.weight}: an adapter has a "
+                "hidden unit or more, and none of the others is negative"
+            )
+
+    def start(self, dim: int, budget: float, seed: int) -> CraftSearch:
+        return CraftSearch(self, dim, seed)
+
+
+class CraftSearch:
+    """The running half of `Craft`. CMA is restored by telling it the losses again; the adapter is kept as it is."""
+
+    def __init__(self, method: Craft, dim: int, seed: int) -> None:
+        self._method, self._dim, self._seed = method, dim, seed
+        self._begin()
+
+    def _begin(self) -> None:
+        self._cma = full_cma(self._dim, self._method.sigma, self._method.popsize, self._seed)
+        self._queue: list[Array] = []
+        """The generation that is being evaluated; empty before theta = 0 was."""
+        self._losses: list[float] = []
+        """All that CMA was or will be told, the present generation's last."""
+        self._adapter: Adapter | None = None
+        self._parameters, self._memory = np.zeros(0), Adapter(classes=1).memory(np.zeros(0))
+        self._best = math.inf, np.zeros(self._dim, np.float32)
+        self._table = np.zeros((0, 1)), np.zeros(0, np.int64)
+        """Log-probabilities and labels of the generation's best, on which the adapter is trained."""
+        self._recommended = np.zeros(self._dim, np.float32)
+
+    def ask(self, limit: int) -> Array:
+        if limit < 1:
+            raise ValueError(f"{limit=}: a search can only be asked for at least one candidate")
+        if not self._queue:
+            return np.zeros((1, self._dim), np.float32)
+        waiting = self._queue[len(self._losses) % self._method.popsize :]
+        return np.stack(waiting[:limit]).astype(np.float32)
+
+    def tell(self, thetas: Array, feedback: Feedback) -> None:
+        if feedback.outputs is None or feedback.labels is None:
+            raise RefusedError("craft trains an adapter on scores: it needs the box's outputs and the labels")
+        told = log_probabilities(feedback.outputs.logits())
+        if self._adapter is None:
+            method = self._method
+            self._adapter = Adapter(
+                classes=told.shape[-1], hidden=method.hidden, rate=method.rate, weight=method.weight
+            )
+            self._parameters = self._adapter.begin(self._seed)
+            self._memory = self._adapter.memory(self._parameters)
+        first = not self._queue
+        for theta, loss, table in zip(thetas, feedback.losses, told, strict=True):
+            value = math.nan
+            if np.isfinite(loss):
+                value = self._adapter.loss(self._parameters, table, feedback.labels)
+                if value < self._best[0]:
+                    self._best = value, np.array(theta, np.float32)
+                    self._table = table, np.array(feedback.labels)
+            if not first:
+                self._losses.append(value)
+        if first:
+            self._next()
+        elif len(self._losses) % self._method.popsize == 0:
+            self._close(self._losses[-self._method.popsize :])
+            self._train()
+
+    def _next(self) -> None:
+        self._queue = [np.array(sample) for sample in self._cma.ask()]
+
+    def _close(self, losses: list[float]) -> None:
+        """Tell CMA a generation and draw the next."""
+        self._cma.tell(self._queue, worst_last(np.array(losses)))
+        self._next()
+
+    def _train(self) -> None:
+        """After a generation: its best is what is recommended, and what the adapter learns from."""
+        assert self._adapter is not None
+        if math.isfinite(self._best[0]):
+            self._recommended = self._best[1]
+            for _ in range(self._method.steps):
+                self._parameters, self._memory = self._adapter.step(self._parameters, self._memory, *self._table)
+        self._best = math.inf, self._recommended
+
+    def recommend(self) -> Array:
+        return self._recommended.copy()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "losses": np.array(self._losses),
+            "begun": int(bool(self._queue)),
+            "classes": 0 if self._adapter is None else self._adapter.classes,
+            "parameters": self._parameters.copy(),
+            **{f"adam.{key}": np.array(value) for key, value in self._memory.items()},
+            "best_loss": np.array(self._best[0]),
+            "best_theta": self._best[1].copy(),
+            "table": self._table[0].copy(),
+            "labels": self._table[1].copy(),
+            "recommended": self._recommended.copy(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["recommended"].shape != (self._dim,):
+            raise ArtifactError(f"the state is of {state['recommended'].shape}, the search of ({self._dim},) vectors")
+        self._begin()
+        losses, size = [float(loss) for loss in state["losses"]], self._method.popsize
+        if int(state["begun"]):
+            self._next()
+        for first in range(0, len(losses) - size + 1, size):
+            self._close(losses[first : first + size])
+        self._losses = losses
+        if int(state["classes"]):
+            method = self._method
+            self._adapter = Adapter(
+                classes=int(state["classes"]), hidden=method.hidden, rate=method.rate, weight=method.weight
+            )
+        self._parameters = np.array(state["parameters"])
+        self._memory = {key: np.array(state[f"adam.{key}"]) for key in ("t", "m", "v")}
+        self._best = float(state["best_loss"]), np.array(state["best_theta"])
+        self._table = np.array(state["table"]), np.array(state["labels"])
+        self._recommended = np.array(state["recommended"])

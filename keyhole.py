@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine.errors import KeyholeError, RecipeError
+from engine.errors import BoxError, KeyholeError, RecipeError
 
 if TYPE_CHECKING:
     from engine.artifact import Artifact
@@ -220,6 +220,8 @@ def compare_command(
     if interrupted.is_set():
         click.echo(f"interrupted; go on with: keyhole compare --resume {folder}", err=True)
         raise click.exceptions.Exit(INTERRUPTED)
+    if not summary["finished"]:
+        raise click.exceptions.Exit(BoxError.exit_code)
 
 
 @cli.command("report")

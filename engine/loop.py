@@ -113,11 +113,10 @@ def steps(
     if resume is not None:
         run.restore(resume)
     N = ledger.images
+    B = N if rows is None else min(rows, N)
     while True:
-        chosen = None
-        if rows is not None and rows < N:
-            chosen = np.sort(rng(seed, run.step, Purpose.ROWS).choice(N, rows, replace=False))
-        limit = ledger.affordable(rows if chosen is not None else N, reserve=run.reserve)
+        chosen = None if B == N else np.sort(rng(seed, run.step, Purpose.ROWS).choice(N, B, replace=False))
+        limit = ledger.affordable(B, reserve=run.reserve)
         if run.step == 0:
             limit = max(limit, 1)  # theta = 0 is always evaluated, whatever else a tiny budget allows
         if limit < 1:
@@ -132,7 +131,7 @@ def steps(
             raise BoxError("the template itself (theta = 0) got no finite loss from this box; check its answers")
         told = labels if chosen is None or labels is None else labels[chosen]
         search.tell(thetas, Feedback(losses=reply.losses, outputs=reply.outputs, labels=told if table else None))
-        yield run.finish(reply.losses, rows if chosen is not None else N)
+        yield run.finish(reply.losses, B)
 
 
 class _Run:

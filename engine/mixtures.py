@@ -45,7 +45,7 @@ class MixtureHead:
 
 
 def ensemble(text: Array, val: tuple[Array, Array], scale: float) -> MixtureHead:
-    """The mean of T templates' normalised features `(T, C, E)`, normalised again (Radford et al. 2021, section 3.1.4)."""
+    """The mean of T templates' features `(T, C, E)`, normalised again (Radford et al. 2021, section 3.1.4)."""
     mean = text.mean(0, dtype=np.float64)
     rows = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
     return _head(rows, np.full(len(text), 1 / len(text)), val, scale)

@@ -14,6 +14,9 @@ import numpy as np
 from engine.core import Array, Objective, Outputs
 from engine.errors import RecipeError, RefusedError, nearest
 
+LEAST = 1e-6
+"""Mass that is left beside the top k, at least: their probabilities are rounded and may sum to 1."""
+
 
 def cross_entropy(outputs: Outputs, labels: Array) -> Array:
     """Mean over the rows of -log softmax(logits)[label], from scores or features.
@@ -59,6 +62,35 @@ def zero_one(outputs: Outputs, labels: Array) -> Array:
     return np.array(losses, np.float64)
 
 
+def top_k_cross_entropy(outputs: Outputs, labels: Array) -> Array:
+    """Cross-entropy from the k best classes alone: what mass they leave is spread evenly over the others.
+
+    A label that is not among the k has probability min((1 - sum p) / (C - k), p_k), C being one more than the largest
+    label: a few-shot set has every class. The loss is exact where the label is among them, and jumps where it joins
+    them, so that rank-based methods and steps that average many rows can use it. Scores or features: `cross_entropy`.
+
+    >>> classes, told = np.array([[[0, 1]]]), np.log(np.array([[[0.6, 0.2]]], np.float32))
+    >>> np.round(np.exp(-top_k_cross_entropy(Outputs(topk=(classes, told)), np.array([3]))), 3).tolist()
+    [0.1]
+
+    Returns:
+        `(P,)` float64; NaN for a candidate whose answer is not finite.
+
+    Raises:
+        RefusedError: The box gives only labels.
+    """
+    if outputs.topk is None:
+        return cross_entropy(outputs, labels)
+    classes, told = outputs.topk
+    own = _for(labels, classes, axis=1) == labels[:, None]
+    told = told.astype(np.float64)
+    rest = max(int(labels.max()) + 1 - classes.shape[-1], 1)
+    left = np.maximum(1 - np.exp(told).sum(-1), LEAST) / rest
+    outside = np.minimum(np.log(left), told[..., -1])
+    losses = -np.where(own.any(-1), np.where(own, told, 0.0).sum(-1), outside).mean(-1)
+    return np.where(np.isfinite(losses), losses, np.nan)
+
+
 @dataclass(frozen=True, slots=True)
 class Weighted:
     """A sum of weighted terms, itself an objective."""
@@ -75,7 +107,11 @@ class Weighted:
         return np.asarray([weight * term(outputs, labels) for weight, term in self.terms]).sum(0)
 
 
-OBJECTIVES: dict[str, Objective] = {"cross-entropy": cross_entropy, "zero-one": zero_one}
+OBJECTIVES: dict[str, Objective] = {
+    "cross-entropy": cross_entropy,
+    "top-k-cross-entropy": top_k_cross_entropy,
+    "zero-one": zero_one,
+}
 """name -> loss."""
 
 

@@ -36,7 +36,7 @@ class ProblemSpec:
     prompt: Mapping[str, Any] = field(default_factory=dict)
     """Keywords of `engine.prompts.make_prompt` besides the box's spec."""
     objective: str = "auto"
-    """A name of `engine.objectives`; auto: cross-entropy, or the error rate where there are only labels."""
+    """A name of `engine.objectives`; auto: cross-entropy, that of the top k, or the error rate of labels."""
     device: str = "cpu"
     threads: int | None = 1
 
@@ -55,7 +55,10 @@ class Problem:
         self.prompt: Parametrization = make_prompt(spec=self.box.spec, **spec.prompt)
         objective = spec.objective
         if objective == "auto":
-            objective = "cross-entropy" if self.box.spec.gives & {"scores", "features"} else "zero-one"
+            gives = self.box.spec.gives
+            objective = "top-k-cross-entropy" if "topk" in gives else "zero-one"
+            if gives & {"scores", "features"}:
+                objective = "cross-entropy"
         self.objective = make_objective(objective)
         self._staged: dict[str, tuple[Staged, int]] = {}
         probe = self.prompt.decode(np.zeros((1, self.prompt.dim), np.float32))

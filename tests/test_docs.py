@@ -45,19 +45,25 @@ def test_every_command(tmp_path):
         words = shlex.split(line)
         assert words[0] in ("keyhole", "python"), f"{page}: {line}"
         program = [sys.executable, "-m", "keyhole"] if words[0] == "keyhole" else [sys.executable]
-        done = subprocess.run([*program, *words[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(
+            [*program, *words[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
+        )
         assert done.returncode == 0, f"{page}: {line}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.mark.parametrize(("page", "text"), blocks("python"))
 def test_every_snippet(tmp_path, page, text):
-    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, f"{page}\n{text}\n{done.stderr}"
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_every_example(tmp_path, example):
-    done = subprocess.run([sys.executable, example], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, example], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0 and done.stdout, done.stderr
 
 

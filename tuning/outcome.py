@@ -17,7 +17,6 @@ from engine.errors import RecipeError, RefusedError, nearest
 from engine.ledger import Ledger
 from engine.objectives import cross_entropy
 
-
 SPLITS = ("train", "val", "test")
 
 
@@ -79,7 +78,9 @@ def of_head(name: str, theta: Array, task: Task, evaluator: Evaluator, ledger: L
     for split in SPLITS:
         if heads.on_scores(name):
             scored = Outputs(scores=evaluator.call("scores", split, theta)[None])
-            rows[split] = heads.inputs(name, scored)
+            read = heads.inputs(name, scored)
+            assert read is not None
+            rows[split] = read
         else:
             rows[split], text, scale = evaluator.call("features", split, theta)
     head = heads.fit(name, (rows["train"], task.train.labels), (rows["val"], task.val.labels), text, scale, seed)

@@ -47,7 +47,7 @@ def check(recipe: Recipe) -> None:
 
 
 def cost(task: Task, recipe: Recipe) -> float:
-    """Evaluations that one of them pays, at most: the training and validation images, sent once, and other templates."""
+    """Evaluations that one pays, at most: the training and validation images, sent once, and other templates."""
     once = 1 + len(task.val) / len(task.train)
     return min(recipe.budget, once + len(TEMPLATES)) if recipe.method == ENSEMBLE else once
 

@@ -39,16 +39,20 @@ class Tracker:
         return getattr(importlib.import_module(module), name)(**self.settings(out))
 
 
+def _mlflow(out: Path) -> dict[str, Any]:
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        # MLflow 3 wants a database unless it is told that files will do; here they are the folder's own record.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = os.environ.get("MLFLOW_TRACKING_URI", (out / "mlflow").as_uri())
+    return {"tracking_uri": uri, "experiment_name": out.name, "tags": {"keyhole": str(out)}}
+
+
 TRACKERS = {
     "tensorboard": Tracker("ray.tune.logger:TBXLoggerCallback", "tensorboardX", lambda out: {}),
     "mlflow": Tracker(
         "ray.tune.logger.mlflow:MLflowLoggerCallback",
         "mlflow",
-        lambda out: {
-            "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI", (out / "mlflow").as_uri()),
-            "experiment_name": out.name,
-            "tags": {"keyhole": str(out)},
-        },
+        _mlflow,
     ),
     "wandb": Tracker(
         "ray.tune.logger.wandb:WandbLoggerCallback",

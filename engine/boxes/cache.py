@@ -67,7 +67,8 @@ def contents_of(source: ImageSource, rows: Sequence[int]) -> tuple[list[str], li
     A source that knows better than by decoding has a method `digests(rows)`: files are told apart by their bytes.
     """
     while isinstance(source, Subset):
-        source, rows = source.source, [source.rows[row] for row in rows]
+        rows = [source.rows[row] for row in rows]
+        source = source.source
     if hasattr(source, "digests"):
         return [f"{type(source).__qualname__}:{one}" for one in source.digests(rows)], None
     images = source.read(rows)

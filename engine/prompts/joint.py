@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.core import Array, BoxSpec, Parametrization, Prompts
-from engine.prompts.pixels import pixel_frame
-from engine.prompts.text import text_context
+from engine.core import Array, BoxSpec, Prompts
+from engine.prompts.pixels import PixelFrame, pixel_frame
+from engine.prompts.text import TextContext, text_context
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Joint:
     """A text context and a pixel frame. Each keeps its own unit, so a step moves both."""
 
-    text: Parametrization
-    pixels: Parametrization
+    text: TextContext
+    pixels: PixelFrame
 
     @property
     def dim(self) -> int:

@@ -1,7 +1,7 @@
 """Templates in words: data for `words` and `zero-shot:ensemble`.
 
-The eighty ImageNet templates that CLIP was released with (Radford et al. 2021, github.com/openai/CLIP, MIT licence; also
-in open_clip.zero_shot_metadata), then plainer ones and some of those that CoOp's data sets are used with.
+The eighty ImageNet templates that CLIP was released with (Radford et al. 2021, github.com/openai/CLIP, MIT licence;
+also in open_clip.zero_shot_metadata), then plainer ones and some of those that CoOp's data sets are used with.
 
 Knows nothing of boxes: which words a model knows is asked where they are used.
 """

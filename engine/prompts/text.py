@@ -83,5 +83,5 @@ def text_context(spec: BoxSpec, *, tokens: int | None = None, subspace: str = "f
         raise RecipeError(f"template {spec.template!r} begins with {{}}: there is no context to start from; add words")
     origin = template[np.arange(-count, 0) % len(template)]
     return TextContext(
-        origin, float(spec.text.sigma), text_subspace(subspace, *origin.shape, seed, spec.text.vocabulary)
+        origin, float(spec.text.sigma), text_subspace(subspace, count, origin.shape[1], seed, spec.text.vocabulary)
     )

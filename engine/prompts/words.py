@@ -1,4 +1,4 @@
-"""Templates in words, for boxes that accept nothing else: each slot of the sentence is taken from one of many templates.
+"""Templates in words, for boxes that accept nothing else: each slot of a sentence comes from one of many templates.
 
 Knows nothing of tokenizers: which templates a box knows is for it to say.
 """

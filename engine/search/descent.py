@@ -22,6 +22,8 @@ from engine.search.estimators import Estimator, OneSided, Pairs
 from engine.search.updates import Momentum as NormalisedMomentum
 from engine.search.updates import Normalise, Schedule, Update, chain
 
+LOSSES = frozenset({"topk", "scores", "features"})
+"""What a method can live on that takes differences of losses: the error rate of labels is flat nearly everywhere."""
 REPEATS = 8
 """Rounds in which theta is evaluated twice, where the second answer differed from the first."""
 FADE = 0.9
@@ -61,7 +63,7 @@ class Descent:
     """`best`: the theta of lowest loss among those asked as a base, or the current one while there is none or where
     answers are noisy; `last`: always the current one."""
 
-    needs = Needs()
+    needs = Needs(gives=LOSSES)
 
     def __post_init__(self) -> None:
         if self.recommend not in ("best", "last"):
@@ -219,7 +221,7 @@ class Momentum:
     above the signal of the probes."""
     recommend: str = "best"
 
-    needs = Needs()
+    needs = Needs(gives=LOSSES)
 
     def __post_init__(self) -> None:
         if self.pairs not in ("auto", "never", "always"):

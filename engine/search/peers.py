@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from engine.core import Needs
 from engine.errors import RecipeError, nearest
-from engine.search.descent import Descent, DescentSearch
+from engine.search.descent import LOSSES, Descent, DescentSearch
 from engine.search.estimators import OneSided, Spsa
 from engine.search.updates import Adam, ClipByNorm, LookAhead, Momentum, Schedule, Update, chain
 
@@ -52,7 +52,7 @@ class Cbbt:
     """`d`: the unbiased factor. `1/eps`: the repository's, which is too small by 1000 / d beyond d = 1000."""
     unit: float | None = None
 
-    needs = Needs()
+    needs = Needs(gives=LOSSES)
 
     def __post_init__(self) -> None:
         _choice("rule", self.rule, ("momentum", "adam"))
@@ -102,7 +102,7 @@ class SpsaGc:
     """Steps over which a and c decay; None: those of the run, t as the paper counts it (its runs have 5000 or more)."""
     unit: float | None = None
 
-    needs = Needs()
+    needs = Needs(gives=LOSSES)
 
     def __post_init__(self) -> None:
         self._descent(1)
@@ -140,7 +140,7 @@ class Bar:
     lr_end: float = 0.1
     unit: float = 1.0
 
-    needs = Needs()
+    needs = Needs(gives=LOSSES)
 
     def __post_init__(self) -> None:
         if not self.lr >= self.lr_end > 0:
@@ -180,7 +180,7 @@ class Zip:
     """Steps over which a and c decay; None: those of the run (the paper's have 500)."""
     unit: float | None = None
 
-    needs = Needs()
+    needs = Needs(gives=LOSSES)
     subspace = "low-rank:5"
 
     def __post_init__(self) -> None:

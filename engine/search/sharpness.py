@@ -141,9 +141,9 @@ class SharpZo:
     switch: float = 0.5
     """Share of the budget for stage 1; the paper's, counted in evaluations, is 0.43 to 0.79 by data set."""
     slope: str = "coordinates"
-    """Where the direction uphill comes from. `coordinates`: the paper's 2d probes. Our corrections: `block`, d one-sided
-    probes on a shared base, which tell as much for half the price; `momentum`, against the mean's last move, for
-    nothing."""
+    """Where the direction uphill comes from. `coordinates`: the paper's 2d probes. Our corrections: `block`, d
+    one-sided probes on a shared base, which tell as much for half the price; `momentum`, against the mean's last move,
+    for nothing."""
     refresh: int = 1
     """Generations that share a coordinate gradient; the paper takes a new one for each."""
     eta: float | None = None
@@ -157,7 +157,7 @@ class SharpZo:
     unit: float | None = None
     """One unit of theta in raw units; None: the standard deviation of the box's token embedding, 1 where unknown."""
 
-    needs = Needs()
+    needs = Needs(gives=ANSWERS - {"labels"})
     subspace = "random:1/4"
 
     def __post_init__(self) -> None:

@@ -61,7 +61,10 @@ class Sketch:
     """Length of a probe, in units of theta."""
     relative: float = 1.0
     reach: float = 1.0
-    broyden: int = 0
+    broyden: int = 1
+    learned: float = 0.5
+    rank: int = 16
+    power: float = 1.0
     """Distance, in units of theta, over which the map bends so much that a secant says no more than the prior."""
     caution: float = 0.2
     """eps: what a step pays where the Jacobian is known, as a share of what it pays where nothing is."""
@@ -118,6 +121,7 @@ class SketchSearch:
         self._U, self._mid = np.zeros((0, dim)), np.zeros((0, dim))
         """Secants: unit directions and midpoints (both over sqrt(d))."""
         self._Y: Parts = {}
+        self._V, self._gain = np.zeros((0, dim)), np.zeros(0)
         self._moves = np.zeros((0, dim))
         """Accepted moves, the last one first."""
         self._tests, self._dampings = np.zeros((0, dim), np.float32), np.zeros(0)
@@ -225,15 +229,25 @@ class SketchSearch:
         """The size of the whole prompt, template and theta, in units of theta."""
         return math.sqrt(1.0 + self._method.relative * float(np.mean(np.square(self._theta, dtype=np.float64))))
 
+    def _shaped(self, x: Array, root: bool = False) -> Array:
+        """`(..., d)` rows times the prior's covariance (or its root)."""
+        rest = 1.0 - self._method.learned if len(self._V) else 1.0
+        gain = rest + self._gain
+        if root:
+            rest, gain = math.sqrt(rest), np.sqrt(gain)
+        return rest * x + ((x @ self._V.T) * (gain - rest)) @ self._V
+
     def _directions(self, count: int) -> Array:
         """`(count, d)` orthonormal rows: the last moves, then draws from what is not known of the Jacobian."""
         random = noise.rng(self._seed, self._step, noise.Purpose.PROBES)
-        z = random.standard_normal((count, self._dim))
+        z = self._shaped(random.standard_normal((count, self._dim)), root=True)
         if len(self._U):
             # Matheron's rule: a draw of the prior less what the secants would have said of it ~ N(0, Cov).
-            spread = np.sqrt(self._noise())
+            shaped = self._shaped(self._U)
+            S = self._U @ shaped.T
+            spread = np.sqrt(self._noise() * np.diagonal(S))
             said = z @ self._U.T + spread * random.standard_normal((count, len(self._U)))
-            z = z - np.linalg.solve(self._U @ self._U.T + np.diag(spread**2), said.T).T @ self._U
+            z = z - np.linalg.solve(S + np.diag(spread**2), said.T).T @ shaped
         rows = np.concatenate([self._moves[: self._method.moves], z])[:count]
         Q, R = np.linalg.qr(rows.T)
         return (Q * np.where(np.diagonal(R) < 0, -1.0, 1.0)).T
@@ -244,20 +258,27 @@ class SketchSearch:
     def _solve(self) -> None:
         """The candidates of the next round: the best steps on the modelled table, for several dampings."""
         method = self._method
-        S = self._U @ self._U.T
-        inverse = np.linalg.inv(S + np.diag(self._noise()))
-        # An orthonormal basis of the secants' span, and in it: the Jacobian (as a mix of Y) and what a step pays.
-        values, vectors = np.linalg.eigh(S)
-        live = values > 1e-9 * values[-1]
-        Q = (vectors[:, live] / np.sqrt(values[live])).T @ self._U
-        mix = Q @ self._U.T @ inverse
-        paid = (1 + method.caution) * np.eye(len(Q)) - mix @ self._U @ Q.T
+        shaped = self._shaped(self._U)
+        S = self._U @ shaped.T
+        inverse = np.linalg.inv(S + np.diag(self._noise() * np.diagonal(S)))
+        # An orthonormal basis of the span that the Jacobian lives in, and in it: the Jacobian, as a mix of Y, and what a step pays.
+        values, vectors = np.linalg.eigh(shaped @ shaped.T)
+        live = values > 1e-10 * values[-1]
+        Q = (vectors[:, live] / np.sqrt(values[live])).T @ shaped
+        mix = Q @ shaped.T @ inverse
+        paid = method.caution * np.eye(len(Q)) + Q @ self._shaped(Q).T - mix @ shaped @ Q.T
+        target = self._target()
+        found = sums(self._linear(self._table, mix), target, np.zeros(len(Q)))
+        self._learn(found.hessian, Q)
         values, vectors = np.linalg.eigh((paid + paid.T) / 2)
         cheap = (vectors / np.sqrt(np.maximum(values, 1e-9))).T
         Q, mix = cheap @ Q, cheap @ mix  # now a step a pays lambda/2 |a|^2
-        target = self._target()
         if len(Q) > method.columns:
-            Q, mix = self._leading(Q, mix, target)
+            V = np.linalg.eigh(cheap @ found.hessian @ cheap.T)[1][:, ::-1][:, : self._method.columns - 1]
+            slope = cheap @ found.gradient
+            rest = slope - V @ (V.T @ slope)
+            V = np.concatenate([V, rest[:, None] / max(float(np.linalg.norm(rest)), 1e-300)], axis=1)
+            Q, mix = V.T @ Q, V.T @ mix
         table = self._linear(self._table, mix)
         here = self._theta.astype(np.float64) / math.sqrt(self._dim)
         a, found = None, []
@@ -270,14 +291,13 @@ class SketchSearch:
         order = np.argsort(np.abs(np.log(dampings / self._damping)), kind="stable")
         self._tests, self._dampings = (self._theta + steps).astype(np.float32)[order], dampings[order]
 
-    def _leading(self, Q: Array, mix: Array, target: Target) -> tuple[Array, Array]:
-        """The directions of leading curvature of the loss, and the slope's rest."""
-        found = sums(self._linear(self._table, mix), target, np.zeros(len(Q)))
-        assert found.hessian is not None and found.gradient is not None
-        V = np.linalg.eigh(found.hessian)[1][:, ::-1][:, : self._method.columns - 1]
-        rest = found.gradient - V @ (V.T @ found.gradient)
-        V = np.concatenate([V, rest[:, None] / max(float(np.linalg.norm(rest)), 1e-300)], axis=1)
-        return V.T @ Q, V.T @ mix
+    def _learn(self, hessian: Array, Q: Array) -> None:
+        if not self._method.learned:
+            return
+        values, vectors = np.linalg.eigh(hessian)
+        top = np.maximum(values[::-1][: self._method.rank], 0) ** self._method.power
+        self._V = vectors[:, ::-1][:, : self._method.rank].T @ Q
+        self._gain = self._method.learned * self._dim * top / max(top.sum(), 1e-300)
 
     def _told_tests(self, thetas: Array, tables: Parts, dampings: Array) -> None:
         self._tests, self._dampings = self._tests[:0], self._dampings[:0]
@@ -336,7 +356,7 @@ class SketchSearch:
     # -----------------------------------------------------------------------------------------------------------------
     # State
 
-    _ARRAYS = ("theta", "labels", "U", "mid", "moves", "tests", "dampings")
+    _ARRAYS = ("theta", "labels", "U", "mid", "V", "gain", "moves", "tests", "dampings")
     _PARTS = ("table", "zero", "fixed", "Y")
 
     def state_dict(self) -> dict[str, Any]:

@@ -319,8 +319,10 @@ def test_tune_gives_what_the_plain_loop_gives(tmp_path, ray_local):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("extra", [{"asha": True}, {"searcher": "nevergrad"}])
+@pytest.mark.parametrize("extra", [{"asha": True}, {"searcher": "nevergrad"}, {"searcher": "optuna"}])
 def test_searches_on_tune(tmp_path, ray_local, extra):
+    if extra.get("searcher") == "optuna":
+        pytest.importorskip("optuna")
     methods = [{"name": "momentum", "radius": {"loguniform": [1e-4, 1.0]}}]
     summary = run(tmp_path / "c", Cluster(parallel=2), methods=methods, samples=5, budget=45, seeds=[1], **extra)
     (search,) = summary["searches"]

@@ -118,14 +118,13 @@ def steps(
         chosen = None if B == N else np.sort(rng(seed, run.step, Purpose.ROWS).choice(N, B, replace=False))
         limit = ledger.affordable(B, reserve=run.reserve)
         if run.step == 0:
-            limit = max(limit, 1)  # theta = 0 is always evaluated, whatever else a tiny budget allows
+            # theta = 0 is always evaluated; room is left for it in case the search begins elsewhere.
+            limit = max(limit - 1, 1)
         if limit < 1:
             return
         thetas = np.ascontiguousarray(search.ask(min(limit, batch or limit)), np.float32)
         if run.step == 0 and thetas[0].any():
             run.evaluate(np.zeros_like(thetas[:1]), chosen, table=False)
-            if len(thetas) > limit - 1:
-                thetas = thetas[: max(1, limit - 1)]
         reply = run.evaluate(thetas, chosen, table=table)
         if run.step == 0 and math.isnan(run.zero_loss):
             raise BoxError("the template itself (theta = 0) got no finite loss from this box; check its answers")

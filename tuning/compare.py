@@ -11,6 +11,7 @@ import functools
 import json
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -297,6 +298,7 @@ class Connected:
         if ray.is_initialized():
             return
         address = self.cluster.address or os.environ.get("RAY_ADDRESS")
+        ours = signal.getsignal(signal.SIGTERM)
         try:
             if address:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -314,6 +316,8 @@ class Connected:
                 f"no Ray at {address or 'this machine'} ({error}); check --address, and RAY_AUTH_MODE=token if the "
                 "cluster asks for a token"
             ) from error
+        if threading.current_thread() is threading.main_thread() and ours is not None:
+            signal.signal(signal.SIGTERM, ours)  # Ray takes it over, and would end this process without a report
         self.own = True  # this process connected, and the local Ray, if it is one, ends with it
 
     def __exit__(self, *error: object) -> None:

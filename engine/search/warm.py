@@ -31,8 +31,8 @@ class Warm:
         return self._asked + self.origin
 
     def tell(self, thetas: Array, feedback: Feedback) -> None:
-        """Answers to the last `ask`, or to the first of them."""
-        self.search.tell(self._asked[: len(thetas)], feedback)
+        """Answers to the last `ask`."""
+        self.search.tell(self._asked, feedback)
 
     def recommend(self) -> Array:
         """`(d,)` in the coordinates of the prompt."""

@@ -391,7 +391,8 @@ def test_sigkill_and_resume_give_the_same_results(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_reports_what_is_there(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_reports_what_is_there(tmp_path, number):
     out = tmp_path / "c"
     process = subprocess.Popen(
         [sys.executable, "-m", "keyhole", "compare", "--tasks", "toy:", "--boxes", "toy:", "--seeds", "1,2,3",
@@ -401,7 +402,7 @@ def test_ctrl_c_reports_what_is_there(tmp_path):
     deadline = time.monotonic() + 200
     while not list(out.glob("trials/*zero-shot*/result.json")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, told = process.communicate(timeout=120)
     assert process.returncode == 130 and "keyhole compare --resume" in told
     summary = json.loads((out / "summary.json").read_text())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import platform
 import statistics
 import time
@@ -53,6 +54,8 @@ _COLUMNS = (
     "of the matrix rate",
     "largest difference",
 )
+
+_log = logging.getLogger(__name__)
 
 
 def run(
@@ -186,6 +189,7 @@ def _text_row(
                 difference = max(difference, float((features - ours[:num]).abs().max()))
     shape = {"layers": len(model.transformer.resblocks), "width": width, "embed": model.text_projection.shape[1]}
     floor = floor_flops(tokens, num_context, **shape)
+    _log.info("%d classes, %d context tokens: measured in %d turns", len(classes), num_context, len(found["ours"]))
     speeds = [floor / spent / 1e9 for spent in found["ours"]]
     return {
         "C": len(classes),
@@ -258,6 +262,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", nargs="+", default=[f"{data},{size}" for data, size in CASES], metavar="NAMES,M")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING)
+    _log.setLevel(logging.INFO)
     cases = [(data, int(size)) for data, size in (case.split(",") for case in options.cases)]
     result = run(models=options.models, cases=cases, turns=options.turns, device=options.device, quick=options.quick)
     print(table(result))

@@ -2,7 +2,8 @@
 
 CLIP's symmetric InfoNCE on rendered images and captions drawn anew at each step. Off-diagonal captions that are true
 of an image are no negatives; throw-away linear heads that read the attributes off the image embedding help at first
-and fade out. The same (model, steps, seed, threads) gives the same bits on one CPU type and torch build.
+and fade out; one that foretells a shipped model's image embeddings may join them. The same recipe and number of
+threads give the same bits on one CPU type and torch build.
 
 Only the embedding rows of tokens that captions use are trained and kept, so the file stays small.
 
@@ -27,7 +28,7 @@ from torch.nn import functional
 from engine.errors import RecipeError, nearest
 from engine.noise import Purpose, rng
 from miniature import captions, render
-from miniature.models import ARCHITECTURES, EMBED_DIM, MEAN, STD, TEXT
+from miniature.models import ARCHITECTURES, EMBED_DIM, MEAN, STD, TEXT, load
 
 HEADS = {
     "item": len(render.ITEMS),
@@ -41,6 +42,8 @@ HEADS = {
     "quality": len(render.QUALITIES),
 }
 """What the throw-away heads tell apart, and into how many classes."""
+TEACHING = 4.0
+"""Weight of the teacher's head beside the attribute heads."""
 _VALIDATION = 1_000_000
 """Seeds from here on render validation images."""
 
@@ -60,6 +63,10 @@ class Recipe:
     """How many blocks of distinct images there are, gone through again and again with new captions."""
     block: int = 4096
     """Images of a block."""
+    teacher: str = ""
+    """A shipped model whose image embeddings a throw-away head learns to foretell; '': none."""
+    start: str = ""
+    """A file of this architecture to go on from; '': from nothing."""
 
 
 @dataclass
@@ -73,7 +80,8 @@ class Training:
     vocabulary: list[int]
     device: str
     tokens_of: dict[str, list[int]]
-    blocks: dict[int, tuple[np.ndarray, render.Scenes]] = field(default_factory=dict)
+    blocks: dict[int, tuple[np.ndarray, render.Scenes, np.ndarray]] = field(default_factory=dict)
+    """Images, what they show, and the teacher's embeddings of them (empty without a teacher), by block."""
     step: int = 0
 
 
@@ -94,7 +102,10 @@ def begin(recipe: Recipe, device: str = "cpu") -> Training:
     used = vocabulary()
     model = open_clip.CLIP(EMBED_DIM, ARCHITECTURES[recipe.model], TEXT | {"vocab_size": len(used)})
     model = model.to(device, memory_format=torch.channels_last)  # a fifth faster for convolutions on CPU
-    heads = torch.nn.ModuleDict({name: torch.nn.Linear(EMBED_DIM, size) for name, size in HEADS.items()}).to(device)
+    sizes = HEADS | ({"teacher": EMBED_DIM} if recipe.teacher else {})
+    heads = torch.nn.ModuleDict({name: torch.nn.Linear(EMBED_DIM, size) for name, size in sizes.items()}).to(device)
+    if recipe.start:
+        model.load_state_dict(_weights(Path(recipe.start)))
     parameters = [*model.parameters(), *heads.parameters()]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
@@ -104,10 +115,19 @@ def begin(recipe: Recipe, device: str = "cpu") -> Training:
     return Training(recipe, model.train(), heads, optimizer, used, device, {})
 
 
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    """What `save` wrote, in fp32, with the short embedding table."""
+    from safetensors.torch import load_file
+
+    state = load_file(path)
+    del state["vocabulary"]
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
 def step(training: Training) -> dict[str, float]:
     """One step in place; the losses it saw."""
     recipe, now = training.recipe, training.step
-    images, scenes = _batch(training)
+    images, scenes, taught = _batch(training)
     random = rng(recipe.seed, now, Purpose.WEIGHTS)
     claims = captions.claim(random, scenes)
     tokens = tokenize(captions.say(random, claims), training)
@@ -126,8 +146,13 @@ def step(training: Training) -> dict[str, float]:
     attributes = sum(
         _head_loss(training.heads[name](embedded), torch.from_numpy(shown).to(training.device))
         for name, shown in _shown(scenes).items()
-    ) / len(training.heads)
-    loss = contrast + (1 - now / recipe.steps) * attributes
+    ) / len(HEADS)
+    extra = attributes
+    if recipe.teacher:
+        foretold = training.heads["teacher"](embedded)
+        alike = functional.cosine_similarity(foretold, torch.from_numpy(taught).to(training.device))
+        extra = extra + TEACHING * (1 - alike).mean()
+    loss = contrast + (1 - now / recipe.steps) * extra
 
     training.optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -145,17 +170,28 @@ def _head_loss(logits: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
     return losses / (shown >= 0).sum().clamp(min=1)
 
 
-def _batch(training: Training) -> tuple[np.ndarray, render.Scenes]:
+def _batch(training: Training) -> tuple[np.ndarray, render.Scenes, np.ndarray]:
     """The rows of this step: blocks in turn, each in a new order each time."""
     recipe = training.recipe
     turn, part = divmod(training.step, recipe.block // recipe.batch)
     block = turn % recipe.blocks
     if block not in training.blocks:
-        training.blocks[block] = render.render(recipe.seed, block, recipe.block)
-    images, scenes = training.blocks[block]
+        images, scenes = render.render(recipe.seed, block, recipe.block)
+        training.blocks[block] = images, scenes, _taught(recipe.teacher, images)
+    images, scenes, taught = training.blocks[block]
     order = rng(recipe.seed, turn, Purpose.ROWS).permutation(recipe.block)
     rows = order[part * recipe.batch : (part + 1) * recipe.batch]
-    return images[rows], render.Scenes(**{name: values[rows] for name, values in vars(scenes).items()})
+    scenes = render.Scenes(**{name: values[rows] for name, values in vars(scenes).items()})
+    return images[rows], scenes, taught[rows] if recipe.teacher else taught
+
+
+@torch.no_grad()
+def _taught(teacher: str, images: np.ndarray) -> np.ndarray:
+    """`(n, E)` image embeddings of the teacher, `(0, E)` without one."""
+    if not teacher:
+        return np.zeros((0, EMBED_DIM), np.float32)
+    model = load(teacher).model
+    return np.concatenate([model.encode_image(normalise(part), normalize=True).numpy() for part in _parts(images)])
 
 
 def _shown(scenes: render.Scenes) -> dict[str, np.ndarray]:
@@ -266,6 +302,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--lr", type=float, default=None, help="default: 2e-3 for resnet, 1e-3 for vit")
+    parser.add_argument("--teacher", default="", help="a shipped model to learn from besides")
+    parser.add_argument("--start", default="", help="a file of the same model to go on from")
     parser.add_argument("--checkpoints", type=int, default=5, help="how many, the last included")
     parser.add_argument("--minutes-limit", type=float, default=math.inf, help="stop there; the schedule is unchanged")
     parser.add_argument("--threads", type=int, default=2)
@@ -273,7 +311,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     lr = args.lr or {"resnet": 2e-3, "vit": 1e-3}[args.model]
-    training = begin(Recipe(model=args.model, steps=args.steps, seed=args.seed, lr=lr), args.device)
+    recipe = Recipe(model=args.model, steps=args.steps, seed=args.seed, lr=lr, teacher=args.teacher, start=args.start)
+    training = begin(recipe, args.device)
     log, sums, started = [], {}, time.monotonic()
     looks = {round(args.steps * (k + 1) / args.checkpoints) for k in range(args.checkpoints)}
     while training.step < args.steps and (time.monotonic() - started) / 60 < args.minutes_limit:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported anywhere
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from pathlib import Path
-
 import pytest
 
+os.environ["KEYHOLE_CACHE"] = tempfile.mkdtemp(prefix="keyhole-test-")  # not the user's
+atexit.register(shutil.rmtree, os.environ["KEYHOLE_CACHE"], ignore_errors=True)
 PLUGINS = str(Path(__file__).parent / "plugins")  # what Ray's workers must be able to import, too
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PLUGINS, os.environ.get("PYTHONPATH")]))
 

@@ -64,6 +64,14 @@ def test_result_has_every_field_of_the_contract(tmp_path, capsys):
     assert set(json.loads(out)) == set(fields.split())
 
 
+def test_a_pixel_prompt_is_read_back_to_the_same_accuracy(tmp_path, capsys):
+    settings = ("--shots", "2", "prompt.name=text+pixels", "prompt.grid=3", "method.radius=0.1", "--budget", "30")
+    code, out, err = run(capsys, "tune", "--method", "momentum", *settings, "--out", str(tmp_path / "run"), "--json")
+    assert code == 0, err
+    read = json.loads(run(capsys, "eval", str(tmp_path / "run"), "--json")[1])
+    assert read["accuracy"] == json.loads(out)["accuracy"] != read["zero_shot_accuracy"]
+
+
 @pytest.mark.parametrize("method", ["zero-shot", "head:linear", "nevergrad:DiagonalCMA"])
 def test_other_methods_leave_the_same_folder(tmp_path, capsys, method):
     folder = str(tmp_path / "run")

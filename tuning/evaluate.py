@@ -50,15 +50,8 @@ def evaluate(artifact: Artifact, *, task_uri: str | None = None, box_uri: str | 
 def _predictions(
     artifact: Artifact, box: BlackBox, plain: Outputs, staged: Any, rows: Array, classes: list[str]
 ) -> Array:
-    context, prompted = artifact.arrays.get("context"), plain
-    words = artifact.arrays.get("words")
-    if words is not None and words.tobytes().decode() != box.spec.template:
-        prompted = box.answer(Prompts(count=1, words=(words.tobytes().decode(),)), staged, rows)
-    if context is not None:
-        if box.spec.text is None or box.spec.text.context.shape[1] != context.shape[1]:
-            took = "no text context" if box.spec.text is None else f"vectors {box.spec.text.context.shape[1]} wide"
-            raise ArtifactError(f"the artifact's context is {context.shape[1]} wide, {box.spec.uri} takes {took}")
-        prompted = box.answer(Prompts(count=1, context=context[None]), staged, rows)
+    prompts = _prompts(artifact, box)
+    prompted = box.answer(prompts, staged, rows) if prompts.needs() else plain
     if not artifact.meta.get("head"):
         return prompted.predictions()[0]
     name = artifact.meta["head"]
@@ -70,3 +63,21 @@ def _predictions(
     if classes != artifact.meta["classes"] or rows.shape[1] != width:
         raise ArtifactError("a head fits only the classes and the features that it was trained on")
     return restore_head(artifact.arrays).scores(rows).argmax(-1)
+
+
+def _prompts(artifact: Artifact, box: BlackBox) -> Prompts:
+    """The artifact's prompt, checked against what this box takes."""
+    context, pixels, words = (artifact.arrays.get(name) for name in ("context", "pixels", "words"))
+    if context is not None and (box.spec.text is None or box.spec.text.context.shape[1] != context.shape[1]):
+        took = "no text context" if box.spec.text is None else f"vectors {box.spec.text.context.shape[1]} wide"
+        raise ArtifactError(f"the artifact's context is {context.shape[1]} wide, {box.spec.uri} takes {took}")
+    side = box.spec.image_size
+    if pixels is not None and pixels.shape != (3, side, side):
+        raise ArtifactError(f"the artifact's frame is {pixels.shape[-1]} pixels wide, {box.spec.uri} takes {side}")
+    template = None if words is None else words.tobytes().decode()
+    return Prompts(
+        count=1,
+        context=None if context is None else context[None],
+        pixels=None if pixels is None else pixels[None],
+        words=None if template in (None, box.spec.template) else (template,),
+    )

@@ -186,7 +186,8 @@ def _set(target: dict[str, Any], path: list[str], value: Any, key: str) -> None:
             for name, item in value.items():
                 _set(target[last], [str(name)], item, key)
             return
-        if target[last].get("name") == value:
+        if target[last].get("name", value) == value:
+            target[last]["name"] = value
             return
         # Another name: the settings of the one it replaces would mean nothing to it.
         value = {"name": value}

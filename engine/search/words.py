@@ -103,17 +103,20 @@ class WordsSearch:
                     known.setdefault(_key(row), (told if np.isfinite(told) else np.inf, row))
             random = noise.rng(self._seed, generation, noise.Purpose.OPTIMIZER)
             best = sorted(known.values(), key=lambda pair: pair[0])[:size]  # stable: the earlier of equals first
-            children = [self._child(random, [row for _, row in best], known, rate) for _ in range(size)]
+            children, seen = [], set(known)
+            for _ in range(size):
+                children.append(self._child(random, [row for _, row in best], seen, rate))
+                seen.add(_key(children[-1]))
             generation += 1
 
-    def _child(self, random: np.random.Generator, parents: list[Array], known: dict[bytes, Any], rate: float) -> Array:
+    def _child(self, random: np.random.Generator, parents: list[Array], seen: set[bytes], rate: float) -> Array:
         for attempt in range(TRIES):
             one, other = (parents[int(i)] for i in random.integers(0, len(parents), 2))
             child = np.where(random.random(self._dim) < 0.5, one, other)
             taken = self._pool[random.integers(0, len(self._pool), self._dim), np.arange(self._dim)]
             # Where a neighbourhood is exhausted, more and more is taken from the pool.
             child = np.where(random.random(self._dim) < rate + (1 - rate) * attempt / TRIES, taken, child)
-            if _key(child) not in known:
+            if _key(child) not in seen:
                 break
         return child.astype(np.float32)
 

@@ -1,5 +1,7 @@
 """Training can be remade: the same bits from the same recipe, and a loss that falls."""
 
+from dataclasses import replace
+
 import numpy as np
 import open_clip
 import pytest
@@ -37,7 +39,7 @@ def test_same_recipe_same_bits(trained):
 
 def test_tokens_are_open_clips_own(trained):
     training, _ = trained
-    images, scenes = training.blocks[0]
+    images, scenes, _ = training.blocks[0]
     texts = captions.say(np.random.default_rng(0), captions.claim(np.random.default_rng(0), scenes))
     rows = pretrain.tokenize(texts, training)
     expected = open_clip.SimpleTokenizer(context_length=32)(texts)
@@ -54,7 +56,7 @@ def test_a_saved_file_opens_with_the_same_features(trained, tmp_path):
     pretrain.save(training, tmp_path / "tiny.safetensors", losses[-1], {})
     loaded = models.open_file("resnet", tmp_path / "tiny.safetensors")
     assert loaded.seed == RECIPE.seed and loaded.vocabulary == frozenset(training.vocabulary)
-    images, _ = training.blocks[0]
+    images, _, _ = training.blocks[0]
     text = ["a photo of a digit seven.", "three red stars on a blue background"]
     with torch.no_grad():
         expected = training.model.encode_image(pretrain.normalise(images[:8]), normalize=True)
@@ -63,6 +65,15 @@ def test_a_saved_file_opens_with_the_same_features(trained, tmp_path):
         )
         expected = training.model.encode_text(pretrain.tokenize(text, training), normalize=True)
         assert torch.allclose(loaded.model.encode_text(loaded.tokenizer(text), normalize=True), expected, atol=5e-3)
+
+
+def test_goes_on_from_a_file_and_learns_from_a_teacher(trained, tmp_path):
+    training, losses = trained
+    pretrain.save(training, tmp_path / "tiny.safetensors", losses[-1], {})
+    recipe = replace(RECIPE, teacher="resnet", start=str(tmp_path / "tiny.safetensors"), block=64)
+    again, further = run(recipe, 3)
+    assert "teacher" in again.heads and again.blocks[0][2].shape == (64, models.EMBED_DIM)
+    assert further[0]["contrast"] < trained[1][0]["contrast"]
 
 
 def test_unknown_architecture_is_refused():

@@ -23,6 +23,11 @@ def test_a_method_by_name_keeps_options_given_apart():
     assert make_recipe({"method": {"name": "cbbt", "clip": 5}}, ["method=momentum"]).method == "momentum"
 
 
+def test_an_option_before_its_method_is_kept():
+    recipe = make_recipe({}, ["method.radius=0.02"], {"method": "momentum"})
+    assert recipe.method == "momentum" and recipe.options == {"radius": 0.02}
+
+
 def test_what_is_written_is_read_back():
     recipe = make_recipe({"method": {"name": "momentum", "radius": 0.2}, "data_seed": 3}, ["prompt=text", "workers=2"])
     assert make_recipe(yaml.safe_load(yaml.safe_dump(recipe.as_dict()))) == recipe

@@ -1,0 +1,147 @@
+"""Runs of methods that are more than a prompt search: heads on scores, mixtures of templates, adapters; and refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from engine.artifact import Artifact
+from engine.boxes import toy
+from engine.core import Outputs
+from engine.errors import RecipeError, RefusedError
+from engine.pool import Serial
+from engine.search import METHODS, make
+from tuning import queryless, run
+from tuning.evaluate import evaluate
+from tuning.recipe import make_recipe
+from tuning.run import Tuning, problem_of, prompt_of
+
+
+class Talking(toy.ToyBox):
+    """The toy box, taking words: a template moves every class feature by its own noise."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.spec = dataclasses.replace(self.spec, accepts=frozenset({"words"}))
+
+    def answer(self, prompts, staged, rows):
+        sentences = prompts.words or (self.spec.template,) * len(prompts)
+        contexts = [self._context(sentence) for sentence in sentences]
+        text = toy._NETWORK.text(np.stack(contexts), self.spec.classes)
+        return toy.keep_only(Outputs(text=text, image=staged[rows][None], scale=toy.SCALE), self.spec.gives)
+
+    def _context(self, sentence):
+        if sentence == self.spec.template:
+            return toy._NETWORK.template
+        # Longer sentences come nearer to what the images are like.
+        share = min(len(sentence), 60) / 60
+        noise = np.random.default_rng(list(sentence.encode())).normal(size=toy._NETWORK.template.shape)
+        return (toy._NETWORK.template + share * (toy._NETWORK.optimum - toy._NETWORK.template) + 0.3 * noise).astype(
+            "f4"
+        )
+
+
+def talking(rest, *, uri, classes, template, gives, device, options):
+    return Talking(uri=uri, classes=classes, template=template, gives=gives)
+
+
+@pytest.fixture
+def world(monkeypatch):
+    """Toy task and boxes under the names `toy:` and `talking:`."""
+    from engine import boxes
+
+    monkeypatch.setitem(boxes.SCHEMES, "talking", f"{__name__}:talking")
+    monkeypatch.setattr(boxes, "WITHOUT_TORCH", frozenset({"toy", "talking"}))
+    task = toy.toy_task(seed=1)
+    monkeypatch.setattr(run, "load_task", lambda uri, **settings: task)
+    monkeypatch.setattr("tuning.evaluate.load_task", lambda uri, **settings: task)
+    return task
+
+
+def tuned(folder, method, box="toy:", budget=60, **settings):
+    recipe = make_recipe({"task": "toy:", "box": box, "method": method, "budget": budget, **settings})
+    tuning = Tuning(recipe, folder)
+    for _ in tuning:
+        pass
+    return tuning.result, evaluate(Artifact.load(folder))
+
+
+CASES = [
+    ("head:score-linear", "toy:?gives=scores", "score-linear"),
+    ("head:score-adapter", "toy:?gives=scores", "score-adapter"),
+    ("craft", "toy:?gives=scores", "score-adapter"),
+    ("zero-shot:ensemble", "talking:", "templates"),
+    ("words", "talking:", "templates"),
+    ("words", "talking:?gives=scores", None),
+    ("words", "talking:?gives=labels", None),
+    ("bpt-vlm", "toy:?gives=labels", None),
+]
+
+
+@pytest.mark.parametrize(("method", "box", "head"), CASES)
+def test_what_a_run_leaves_reads_back_to_the_same_accuracy(tmp_path, world, method, box, head):
+    result, read = tuned(tmp_path, method, box, budget=150)
+    assert result["head"] == head
+    assert result["evaluations"] <= 150
+    assert read["accuracy"] == result["accuracy"] > result["zero_shot_accuracy"]
+    assert read["zero_shot_accuracy"] == result["zero_shot_accuracy"]
+
+
+def test_a_head_on_scores_joins_a_prompt_method(tmp_path, world):
+    alone, _ = tuned(tmp_path / "alone", "momentum", "toy:?gives=scores")
+    joined, read = tuned(tmp_path / "joined", "momentum", "toy:?gives=scores", head="score-linear")
+    assert joined["head"] == "score-linear" and read["accuracy"] == joined["accuracy"]
+    assert joined["train_loss"] < alone["train_loss"]
+    assert joined["evaluations"] == alone["evaluations"], "a head costs no query"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_that_cannot_live_on_labels_is_refused_before_the_first_query(tmp_path, world, monkeypatch, name):
+    if "labels" in make(name).needs.gives:
+        return
+    monkeypatch.setattr(Serial, "evaluate", lambda *args, **settings: pytest.fail("a query was sent"))
+    with pytest.raises(RefusedError, match="labels"):
+        tuned(tmp_path, name, "toy:?gives=labels")
+
+
+@pytest.mark.parametrize("method", ["zero-shot:ensemble", "head:score-linear", "head:linear"])
+def test_heads_are_refused_too(tmp_path, world, monkeypatch, method):
+    box = "talking:?gives=labels" if "ensemble" in method else "toy:?gives=labels"
+    monkeypatch.setattr(Serial, "evaluate", lambda *args, **settings: pytest.fail("a query was sent"))
+    with pytest.raises(RefusedError, match="labels"):
+        tuned(tmp_path, method, box)
+
+
+def test_a_method_brings_its_prompt_and_subspace_unless_told_otherwise():
+    def resolved(method, **prompt):
+        recipe = make_recipe({"method": method, "prompt": prompt})
+        made = None if queryless.is_queryless(method) else make(method)
+        found = prompt_of(recipe, made)
+        return found.name, found.subspace
+
+    assert resolved("zip") == ("text", "low-rank:5")
+    assert resolved("zip", subspace="full") == ("text", "full")
+    assert resolved("zip", name="pixels") == ("pixels", "full")
+    assert resolved("momentum") == ("text", "full")
+    assert resolved("words") == resolved("zero-shot:ensemble") == ("words", "full")
+    with pytest.raises(RecipeError, match="words"):
+        resolved("words", name="pixels")
+
+
+def test_the_pool_leaves_out_what_the_box_does_not_know(world):
+    recipe = make_recipe({"task": "toy:", "box": "talking:", "method": "words"})
+    serial = Serial(problem_of(recipe, world, make("words")), chunk=2)
+    every = serial.call("pool")
+    assert len(every) > 80, "a box that does not say is asked for all"
+
+    class Tower:
+        def knows(self, template):
+            return "photo" in template
+
+    serial.problem.box.text_tower = Tower()
+    some = serial.call("pool")
+    sentences = serial.problem.prompt.decode(some).words
+    assert sentences[0] == world.template and 1 < len(some) < len(every)
+    assert all("photo" in sentence for sentence in sentences[1:])

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -180,15 +180,20 @@ class Problem:
         """What must agree between workers for their answers to mix: device, builds, and the bits of a canary."""
         rows = np.arange(min(CANARY_ROWS, len(self.spec.splits["train"])))
         reply = self.evaluate(np.zeros((1, self.prompt.dim), np.float32), rows)
-        builds = {"numpy": np.__version__}
-        if "torch" in sys.modules:
-            builds["torch"] = str(sys.modules["torch"].__version__)
         return {
             "device": self.spec.device,
             "cpu": _cpu_model(),
-            **builds,
+            "numpy": np.__version__,
+            "torch": _installed("torch"),
             "canary": hashlib.sha256(reply.losses.tobytes()).hexdigest()[:16],
         }
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu_model() -> str:

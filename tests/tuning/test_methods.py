@@ -1,4 +1,4 @@
-"""Runs of methods that are more than a prompt search: heads on scores, mixtures of templates, adapters; and refusals."""
+"""Runs of methods that are more than a prompt search: heads on scores, mixtures of templates; and refusals."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def _text_row(
         "own": (ways.own, alone),
         "truncated": (ways.truncated, together),
     }
-    rate, seconds = _matrix_rate(device, width, seed), _clock(device)
+    rate, seconds = matrix_rate(device, width, seed), clock(device)
     ours = tower.encode(contexts)
     difference = 0.0
     found: dict[str, list[float]] = {way: [] for way in ("ours", "rate", *rivals)}
@@ -197,7 +197,7 @@ def _text_row(
         "path": tower.path,
         "turns": len(speeds),
         "ms": 1e3 * statistics.median(found["ours"]),
-        "ratio": {way: _spread([a / b for a, b in zip(found[way], found["ours"], strict=True)]) for way in rivals},
+        "ratio": {way: spread_of([a / b for a, b in zip(found[way], found["ours"], strict=True)]) for way in rivals},
         "bars": list(BARS.get((len(classes), num_context), (None, None))),
         "flops_saved": plain_flops(tokens, **shape) / floor,
         "floor_gflop": floor / 1e9,
@@ -208,11 +208,11 @@ def _text_row(
     }
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def spread_of(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
-def _clock(device: Any) -> Callable[[Callable[[], Any]], tuple[float, Any]]:
+def clock(device: Any) -> Callable[[Callable[[], Any]], tuple[float, Any]]:
     """Runs a call; its seconds (this thread's CPU time, or wall-clock time where the device is no CPU), its result."""
     import torch
 
@@ -231,7 +231,7 @@ def _clock(device: Any) -> Callable[[Callable[[], Any]], tuple[float, Any]]:
     return on_cpu if device.type == "cpu" else elsewhere
 
 
-def _matrix_rate(device: Any, width: int, seed: int) -> Callable[[], float]:
+def matrix_rate(device: Any, width: int, seed: int) -> Callable[[], float]:
     """Measures GFLOP/s of an MLP's first matrix product: the faster of this torch's plain and its prepacked one."""
     import torch
 
@@ -241,7 +241,7 @@ def _matrix_rate(device: Any, width: int, seed: int) -> Callable[[], float]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, width, generator=generator).to(device)
     weight = torch.randn(4 * width, width, generator=generator).to(device)
-    seconds = _clock(device)
+    seconds = clock(device)
     ways = [linear(weight, None, prepack=prepack) for prepack in {False, can_prepack(device)}]
 
     def measure() -> float:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.evaluate import _clock, _matrix_rate, _spread
+from bench.evaluate import clock, matrix_rate, spread_of
 
 MODELS = ("ViT-B-32", "ViT-B-16")
 BARS = {"ViT-B-32": 1.21, "ViT-B-16": 1.11}
@@ -123,8 +123,8 @@ def _row(name: str, images: int, candidates: int, turns: int, device: str, seed:
     def batched() -> Any:
         return plain((pixels + frames[:, None]).flatten(0, 1)).unflatten(0, (candidates, images))
 
-    seconds = _clock(torch.device(device))
-    rate = _matrix_rate(torch.device(device), model.visual.conv1.out_channels, seed)
+    seconds = clock(torch.device(device))
+    rate = matrix_rate(torch.device(device), model.visual.conv1.out_channels, seed)
     found: dict[str, list[float]] = {"rate": [], "ours": [], "own": [], "batched": []}
     with torch.inference_mode():
         projected = tower.project(pixels)  # once a task
@@ -154,7 +154,7 @@ def _row(name: str, images: int, candidates: int, turns: int, device: str, seed:
         "path": tower.path,
         "turns": turns,
         "ms": 1e3 * statistics.median(found["ours"]),
-        "ratio": {way: _spread([a / b for a, b in zip(found[way], found["ours"], strict=True)]) for way in ways},
+        "ratio": {way: spread_of([a / b for a, b in zip(found[way], found["ours"], strict=True)]) for way in ways},
         "bar": BARS.get(name),
         "flops_saved": plain_flops(**shape) / floor,
         "floor_gflop": floor / 1e9,

@@ -62,7 +62,8 @@ class Sketch:
     relative: float = 1.0
     reach: float = 1.0
     broyden: int = 1
-    learned: float = 0.5
+    again: int = 0
+    learned: float = 0.0
     rank: int = 16
     power: float = 1.0
     """Distance, in units of theta, over which the map bends so much that a secant says no more than the prior."""
@@ -108,7 +109,7 @@ class SketchSearch:
         self._method, self._dim, self._budget, self._seed = method, dim, budget, seed
         self._theta = np.zeros(dim, np.float32)
         self._damping = method.damping
-        self._step = self._spent = 0
+        self._step = self._spent = self._run = 0
         self._redrawn = False
         self._labels = np.zeros(0, np.int64)
         self._scale = 1.0
@@ -203,6 +204,8 @@ class SketchSearch:
         moved = (thetas.astype(np.float64) - self._theta) / math.sqrt(self._dim)
         length = np.linalg.norm(moved, axis=1)
         use = length > 1e-9
+        if not use.any():
+            return
         moved, length = moved[use], length[use]
         mid = self._theta.astype(np.float64) / math.sqrt(self._dim) + moved / 2
         self._U = np.concatenate([moved / length[:, None], self._U])
@@ -307,6 +310,7 @@ class SketchSearch:
         self._remember(thetas, tables)
         if not values or not values[best] < value:
             self._damping *= 10
+            self._run = 0
             return
         self._damping = float(dampings[best])
         move = thetas[best].astype(np.float64) - self._theta
@@ -322,6 +326,9 @@ class SketchSearch:
             ] = thetas[best].astype(np.float64) / math.sqrt(self._dim)
         self._theta = thetas[best].copy()
         self._table = {name: part[best] for name, part in tables.items()}
+        self._run = (self._run + 1) % (self._method.again + 1)
+        if self._run:
+            self._solve()
 
     # -----------------------------------------------------------------------------------------------------------------
     # The loss of tables

@@ -5,7 +5,7 @@ import pytest
 
 from engine.core import Outputs
 from engine.errors import RecipeError, RefusedError
-from engine.objectives import OBJECTIVES, Weighted, cross_entropy, make_objective, zero_one
+from engine.objectives import OBJECTIVES, Weighted, cross_entropy, make_objective, top_k_cross_entropy, zero_one
 
 P, B, C, E = 3, 7, 5, 4
 
@@ -103,3 +103,21 @@ def test_objectives_by_name():
         make_objective("cross_entropy")
     with pytest.raises(RecipeError, match="nowhere"):
         make_objective("nowhere:loss")
+
+
+def test_the_top_k_alone_are_close_to_the_whole():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 8, 200)
+    labels[0] = 7
+    scores = (random.normal(size=(3, 200, 8)) + 2 * np.eye(8)[labels] * np.arange(3)[:, None, None]).astype(np.float32)
+    told = scores.astype(float) - np.log(np.exp(scores.astype(float)).sum(-1, keepdims=True))
+    best = np.argsort(-told, -1)
+    whole = cross_entropy(Outputs(scores=scores), labels)
+    for k, within in ((7, 1e-5), (5, 0.3)):
+        top = Outputs(topk=(best[..., :k], np.take_along_axis(told, best, -1)[..., :k].astype(np.float32)))
+        losses = top_k_cross_entropy(top, labels)
+        np.testing.assert_allclose(losses, whole, atol=within)
+        assert (np.diff(losses) < 0).all()
+    np.testing.assert_array_equal(top_k_cross_entropy(Outputs(scores=scores), labels), whole)
+    broken = Outputs(topk=(best[..., :5], np.full((3, 200, 5), np.nan, np.float32)))
+    assert np.isnan(top_k_cross_entropy(broken, labels)).all()

@@ -9,10 +9,10 @@ import pytest
 
 from engine.artifact import Artifact
 from engine.boxes import toy
-from engine.core import Outputs
+from engine.core import Feedback, Outputs
 from engine.errors import RecipeError, RefusedError
 from engine.pool import Serial
-from engine.search import METHODS, make
+from engine.search import METHODS, fit_units, make
 from tuning import queryless, run
 from tuning.evaluate import evaluate
 from tuning.recipe import make_recipe
@@ -87,6 +87,28 @@ def test_what_a_run_leaves_reads_back_to_the_same_accuracy(tmp_path, world, meth
     assert result["evaluations"] <= 150
     assert read["accuracy"] == result["accuracy"] > result["zero_shot_accuracy"]
     assert read["zero_shot_accuracy"] == result["zero_shot_accuracy"]
+
+
+PEERS = ["cbbt", "spsa-gc", "bar", "zip", "sharpzo", "bpt-vlm", "craft"]
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_every_peer_improves_on_zero_shot_with_its_defaults(world, name):
+    method = make(name)
+    recipe = make_recipe({"task": "toy:", "box": "toy:", "method": name})
+    serial = Serial(problem_of(recipe, world, method), chunk=8)
+    spec, dim, _ = serial.describe()
+    search = fit_units(method, spec.text.sigma).start(dim, 500, seed=1)
+    done = 0
+    while done < 500:
+        thetas = search.ask(min(50, 500 - done))
+        reply = serial.evaluate(thetas, table=method.needs.table)
+        told = world.train.labels if method.needs.table else None
+        search.tell(thetas, Feedback(losses=reply.losses, outputs=reply.outputs, labels=told))
+        done += len(thetas)
+    ends = np.stack([np.zeros(dim, np.float32), search.recommend()])
+    zero, tuned_loss = serial.evaluate(ends).losses
+    assert tuned_loss < 0.85 * zero
 
 
 def test_a_head_on_scores_joins_a_prompt_method(tmp_path, world):

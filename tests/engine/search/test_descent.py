@@ -174,7 +174,7 @@ def test_impossible_settings_are_refused(wrong):
 @pytest.mark.parametrize("rule", ["momentum", "adam"])
 @pytest.mark.parametrize("kappa", ["d", "1/eps"])
 def test_cbbt_descends_by_either_rule(rule, kappa):
-    search = make("cbbt", {"q": 8, "rule": rule, "kappa": kappa}).start(10, 600, seed=1)
+    search = make("cbbt", {"q": 8, "rule": rule, "kappa": kappa, "lr": 2e-3, "unit": 0.02}).start(10, 600, seed=1)
     done = 0
     while done < 600:
         thetas = told(search, limit=600 - done)
@@ -197,9 +197,11 @@ def test_zips_step_is_clipped_at_the_root_of_d():
 # Recorded with NumPy 2.4: a change in a rule's numerics is seen here. The tolerance is for other LAPACK builds.
 GOLDEN = [
     ("momentum", {}, 0.13552838239626297),
-    ("cbbt", {"q": 8}, 5.565188407318097),
-    ("spsa-gc", {"unit": 1.0}, 4.192059587560949),
-    ("zip", {"a": 0.3}, 0.07178616095252366),
+    ("cbbt", {"q": 8, "lr": 0.01}, 5.391026320328144),
+    ("cbbt", {"rule": "adam", "unit": 0.02}, 4.004160468763203),
+    ("spsa-gc", {"unit": 1.0}, 0.045216731299785096),
+    ("zip", {"a": 0.03}, 5.81892736477042),
+    ("sharpzo", {"sigma": 0.3}, 0.6406928960488507),
     ("bar", {"lr": 0.05, "lr_end": 0.01}, 0.0038800626344190903),
 ]
 
@@ -210,3 +212,27 @@ def test_golden_values(name, options, expected):
     while done < 400:
         done += len(told(search, limit=min(16, 400 - done)))
     assert sphere(search.recommend()[None])[0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_counts_fit_the_budget():
+    """CBBT's directions leave its paper's number of steps where they can; SPSA's decay counts the run's own steps."""
+    for budget, q in [(1000, 4), (7500, 9), (192_750, 256), (1e6, 256)]:
+        assert make("cbbt")._descent(10, budget).estimator.k == q
+    assert make("cbbt", {"q": 256})._descent(10, 1000).estimator.k == 256
+    decays = [make("zip", options)._descent(10, 1000).update.updates[1] for options in ({}, {"horizon": 500.0})]
+    assert [decay.horizon for decay in decays] == [100.0, 500.0]
+
+
+@pytest.mark.parametrize(("slope", "price"), [("coordinates", 20), ("block", 11), ("momentum", 0)])
+def test_sharpzos_slope_costs_what_it_says(slope, price):
+    search = make("sharpzo", {"slope": slope, "popsize": 8, "sigma": 0.3}).start(10, 400, seed=1)
+    sizes = [len(told(search, limit=400)) for _ in range(5)]
+    assert sizes == [1, price, 8, price, 8] if price else sizes == [1, 8, 8, 8, 8]
+
+
+@pytest.mark.parametrize("slope", ["block", "momentum"])
+def test_sharpzos_corrections_descend(slope):
+    search, done = make("sharpzo", {"slope": slope, "sigma": 0.3}).start(10, 600, seed=1), 0
+    while done < 600:
+        done += len(told(search, limit=600 - done))
+    assert sphere(search.recommend()[None])[0] < 5.0

@@ -71,7 +71,7 @@ def test_describe_lists_every_method():
     rows = {row["name"]: row for row in describe()}
     assert set(rows) == {*METHODS, "nevergrad:NAME"}
     assert rows["momentum"]["options"]["k"] == Momentum().k
-    assert rows["momentum"]["gives"] == ["features", "scores"]
+    assert rows["momentum"]["gives"] == ["features", "scores", "topk"]
     assert all(row["about"].endswith(".") or row["about"].endswith(":") for row in rows.values())
 
 

@@ -266,7 +266,13 @@ def doctor_command(box: str | None, as_json: bool) -> None:
         raise click.exceptions.Exit(3)
 
 
-BENCHES = {"tasks": "bench.admission", "evaluate": "bench.evaluate", "evaluate-image": "bench.evaluate_image", "search": "bench.search"}
+BENCHES = {
+    "tasks": "bench.admission",
+    "evaluate": "bench.evaluate",
+    "evaluate-image": "bench.evaluate_image",
+    "search": "bench.search",
+    "workers": "bench.workers",
+}
 
 
 @cli.command("bench", context_settings={"ignore_unknown_options": True, "help_option_names": []})

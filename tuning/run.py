@@ -333,13 +333,14 @@ class Tuning:
 def plan(recipe: Recipe) -> dict[str, Any]:
     """What a run would spend. Sends nothing; a local box is timed on this machine's own hardware."""
     task = task_of(recipe)
+    method = None
     if queryless.is_queryless(recipe.method):
         queryless.check(recipe)
         evaluations = queryless.cost(task, recipe)
     else:
-        search.make(recipe.method, recipe.options)
+        method = search.make(recipe.method, recipe.options)
         evaluations = float(recipe.budget)
-    problem = problem_of(recipe, task)
+    problem = problem_of(recipe, task, method)
     local = recipe.box.split(":", 1)[0] not in ("http", "https", "chat")
     seconds = None
     if local:

@@ -1,0 +1,107 @@
+"""`keyhole bench workers`: where a worker's CPU time goes in a whole run.
+
+A worker does nothing but `Problem.evaluate`; so one problem is driven in this process by a real search, and thread CPU
+time is read around the evaluation and around the encoder's call inside it. Medians over interleaved turns.
+Knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from engine import search
+from engine.errors import KeyholeError
+from engine.ledger import Ledger
+from engine.loop import steps
+from engine.pool import Serial
+from tuning.recipe import make_recipe
+from tuning.run import problem_of, task_of
+
+METHODS = ("momentum", "nevergrad:DiagonalCMA")
+
+
+def run(task_uri: str, box: str, methods: Sequence[str], budget: float, chunk: int, turns: int) -> dict[str, Any]:
+    """Shares of CPU time by method: encoder within the worker, worker within the whole loop, milliseconds."""
+    recipe = make_recipe({"task": task_uri, "box": box, "pool": {"chunk": chunk}})
+    task = task_of(recipe)
+    shares: dict[str, list[tuple[float, float, float]]] = {method: [] for method in methods}
+    for _ in range(turns):
+        for method in methods:
+            evaluator = Serial(problem_of(recipe, task), chunk=chunk)
+            evaluator.fingerprint()  # staging and first calls happen once a run and are not part of the rate
+            spent = {"encoder": 0.0, "worker": 0.0}
+            tower: Any = evaluator.problem.box
+            tower.text_tower.encode = _timed(tower.text_tower.encode, spent, "encoder")
+            evaluator.problem.evaluate = _timed(evaluator.problem.evaluate, spent, "worker")  # type: ignore[method-assign]
+            text = evaluator.problem.box.spec.text
+            made = search.fit_units(search.make(method), text.sigma if text else None)
+            _, dim, free = evaluator.describe()
+            ledger = Ledger(images=len(task.train), budget=budget)
+            started = time.thread_time()
+            for _step in steps(
+                made.start(dim, budget, 1), evaluator, ledger=ledger, num_val=len(task.val), free_looks=free,
+                table=made.needs.table, labels=task.train.labels,
+            ):  # fmt: skip
+                pass
+            whole = time.thread_time() - started
+            per = 1e3 * spent["worker"] / ledger.evaluations
+            shares[method].append((spent["encoder"] / spent["worker"], spent["worker"] / whole, per))
+    return {
+        method: dict(
+            zip(("encoder_of_worker", "worker_of_loop", "worker_ms"), map(statistics.median, zip(*rows, strict=True)),
+                strict=True)
+        )
+        for method, rows in shares.items()
+    }  # fmt: skip
+
+
+def _timed(call: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        started = time.thread_time()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            spent[name] += time.thread_time() - started
+
+    return timed
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = ["| method | encoder, of the worker's CPU time | worker, of the whole loop's | worker's CPU ms an evaluation |",
+             "|---|---|---|---|"]  # fmt: skip
+    for method, row in found.items():
+        lines.append(
+            f"| `{method}` | {row['encoder_of_worker']:.0%} | {row['worker_of_loop']:.0%} | {row['worker_ms']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Exit codes: 0, 2 for a user's mistake."""
+    parser = argparse.ArgumentParser(prog="keyhole bench workers", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--task", default="mini:digits")
+    parser.add_argument("--box", default="mini:resnet")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--budget", type=float, default=1000)
+    parser.add_argument("--chunk", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(arguments)
+    try:
+        found = run(given.task, given.box, given.methods.split(","), given.budget, given.chunk, given.turns)
+    except KeyholeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found) if given.json else table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

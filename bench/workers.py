@@ -52,13 +52,9 @@ def run(task_uri: str, box: str, methods: Sequence[str], budget: float, chunk: i
             whole = time.thread_time() - started
             per = 1e3 * spent["worker"] / ledger.evaluations
             shares[method].append((spent["encoder"] / spent["worker"], spent["worker"] / whole, per))
-    return {
-        method: dict(
-            zip(("encoder_of_worker", "worker_of_loop", "worker_ms"), map(statistics.median, zip(*rows, strict=True)),
-                strict=True)
-        )
-        for method, rows in shares.items()
-    }  # fmt: skip
+    names = ("encoder_of_worker", "worker_of_loop", "worker_ms")
+    medians = {method: map(statistics.median, zip(*rows, strict=True)) for method, rows in shares.items()}
+    return {method: dict(zip(names, values, strict=True)) for method, values in medians.items()}
 
 
 def _timed(call: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:

@@ -70,8 +70,13 @@ def _timed(call: Callable[..., Any], spent: dict[str, float], name: str) -> Call
 
 def table(found: dict[str, Any]) -> str:
     """Markdown."""
-    lines = ["| method | encoder, of the worker's CPU time | worker, of the whole loop's | worker's CPU ms an evaluation |",
-             "|---|---|---|---|"]  # fmt: skip
+    head = (
+        "method",
+        "encoder, of the worker's CPU time",
+        "worker, of the whole loop's",
+        "worker's CPU ms an evaluation",
+    )
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for method, row in found.items():
         lines.append(
             f"| `{method}` | {row['encoder_of_worker']:.0%} | {row['worker_of_loop']:.0%} | {row['worker_ms']:.2f} |"

@@ -55,14 +55,14 @@ def _predictions(
     if not artifact.meta.get("head"):
         return prompted.predictions()[0]
     name = artifact.meta["head"]
-    rows = inputs(name, prompted)
-    if rows is None:
+    read = inputs(name, prompted)
+    if read is None:
         what = "scores" if on_scores(name) else "image features"
         raise ArtifactError(f"the artifact is a head on {what}, which this box does not give")
-    width = rows.shape[1] if on_scores(name) else artifact.arrays["text_features"].shape[1]
-    if classes != artifact.meta["classes"] or rows.shape[1] != width:
+    width = read.shape[1] if on_scores(name) else artifact.arrays["text_features"].shape[1]
+    if classes != artifact.meta["classes"] or read.shape[1] != width:
         raise ArtifactError("a head fits only the classes and the features that it was trained on")
-    return restore_head(artifact.arrays).scores(rows).argmax(-1)
+    return restore_head(artifact.arrays).scores(read).argmax(-1)
 
 
 def _prompts(artifact: Artifact, box: BlackBox) -> Prompts:

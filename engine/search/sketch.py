@@ -59,13 +59,7 @@ class Sketch:
     """Factor between the damping of neighbouring candidates."""
     h: float = 0.05
     """Length of a probe, in units of theta."""
-    relative: float = 1.0
     reach: float = 1.0
-    broyden: int = 1
-    again: int = 0
-    learned: float = 0.0
-    rank: int = 16
-    power: float = 1.0
     """Distance, in units of theta, over which the map bends so much that a secant says no more than the prior."""
     caution: float = 0.2
     """eps: what a step pays where the Jacobian is known, as a share of what it pays where nothing is."""
@@ -109,7 +103,7 @@ class SketchSearch:
         self._method, self._dim, self._budget, self._seed = method, dim, budget, seed
         self._theta = np.zeros(dim, np.float32)
         self._damping = method.damping
-        self._step = self._spent = self._run = 0
+        self._step = self._spent = 0
         self._redrawn = False
         self._labels = np.zeros(0, np.int64)
         self._scale = 1.0
@@ -122,7 +116,6 @@ class SketchSearch:
         self._U, self._mid = np.zeros((0, dim)), np.zeros((0, dim))
         """Secants: unit directions and midpoints (both over sqrt(d))."""
         self._Y: Parts = {}
-        self._V, self._gain = np.zeros((0, dim)), np.zeros(0)
         self._moves = np.zeros((0, dim))
         """Accepted moves, the last one first."""
         self._tests, self._dampings = np.zeros((0, dim), np.float32), np.zeros(0)
@@ -230,27 +223,18 @@ class SketchSearch:
     @property
     def _unit(self) -> float:
         """The size of the whole prompt, template and theta, in units of theta."""
-        return math.sqrt(1.0 + self._method.relative * float(np.mean(np.square(self._theta, dtype=np.float64))))
-
-    def _shaped(self, x: Array, root: bool = False) -> Array:
-        """`(..., d)` rows times the prior's covariance (or its root)."""
-        rest = 1.0 - self._method.learned if len(self._V) else 1.0
-        gain = rest + self._gain
-        if root:
-            rest, gain = math.sqrt(rest), np.sqrt(gain)
-        return rest * x + ((x @ self._V.T) * (gain - rest)) @ self._V
+        return math.sqrt(1.0 + float(np.mean(np.square(self._theta, dtype=np.float64))))
 
     def _directions(self, count: int) -> Array:
         """`(count, d)` orthonormal rows: the last moves, then draws from what is not known of the Jacobian."""
         random = noise.rng(self._seed, self._step, noise.Purpose.PROBES)
-        z = self._shaped(random.standard_normal((count, self._dim)), root=True)
+        z = random.standard_normal((count, self._dim))
         if len(self._U):
             # Matheron's rule: a draw of the prior less what the secants would have said of it ~ N(0, Cov).
-            shaped = self._shaped(self._U)
-            S = self._U @ shaped.T
+            S = self._U @ self._U.T
             spread = np.sqrt(self._noise() * np.diagonal(S))
             said = z @ self._U.T + spread * random.standard_normal((count, len(self._U)))
-            z = z - np.linalg.solve(S + np.diag(spread**2), said.T).T @ shaped
+            z = z - np.linalg.solve(S + np.diag(spread**2), said.T).T @ self._U
         rows = np.concatenate([self._moves[: self._method.moves], z])[:count]
         Q, R = np.linalg.qr(rows.T)
         return (Q * np.where(np.diagonal(R) < 0, -1.0, 1.0)).T
@@ -261,46 +245,38 @@ class SketchSearch:
     def _solve(self) -> None:
         """The candidates of the next round: the best steps on the modelled table, for several dampings."""
         method = self._method
-        shaped = self._shaped(self._U)
-        S = self._U @ shaped.T
+        S = self._U @ self._U.T
         inverse = np.linalg.inv(S + np.diag(self._noise() * np.diagonal(S)))
-        # An orthonormal basis of the span that the Jacobian lives in, and in it: the Jacobian, as a mix of Y, and what a step pays.
-        values, vectors = np.linalg.eigh(shaped @ shaped.T)
+        # An orthonormal basis of the span that the Jacobian lives in; in it the Jacobian, as a mix of Y, and what a
+        # step pays.
+        values, vectors = np.linalg.eigh(S)
         live = values > 1e-10 * values[-1]
-        Q = (vectors[:, live] / np.sqrt(values[live])).T @ shaped
-        mix = Q @ shaped.T @ inverse
-        paid = method.caution * np.eye(len(Q)) + Q @ self._shaped(Q).T - mix @ shaped @ Q.T
+        Q = (vectors[:, live] / np.sqrt(values[live])).T @ self._U
+        mix = Q @ self._U.T @ inverse
+        paid = (1 + method.caution) * np.eye(len(Q)) - mix @ self._U @ Q.T
         target = self._target()
-        found = sums(self._linear(self._table, mix), target, np.zeros(len(Q)))
-        self._learn(found.hessian, Q)
+        model = sums(self._linear(self._table, mix), target, np.zeros(len(Q)))
         values, vectors = np.linalg.eigh((paid + paid.T) / 2)
         cheap = (vectors / np.sqrt(np.maximum(values, 1e-9))).T
         Q, mix = cheap @ Q, cheap @ mix  # now a step a pays lambda/2 |a|^2
         if len(Q) > method.columns:
-            V = np.linalg.eigh(cheap @ found.hessian @ cheap.T)[1][:, ::-1][:, : self._method.columns - 1]
-            slope = cheap @ found.gradient
+            V = np.linalg.eigh(cheap @ model.hessian @ cheap.T)[1][:, ::-1][:, : self._method.columns - 1]
+            slope = cheap @ model.gradient
             rest = slope - V @ (V.T @ slope)
             V = np.concatenate([V, rest[:, None] / max(float(np.linalg.norm(rest)), 1e-300)], axis=1)
             Q, mix = V.T @ Q, V.T @ mix
         table = self._linear(self._table, mix)
         here = self._theta.astype(np.float64) / math.sqrt(self._dim)
-        a, found = None, []
-        dampings = self._damping * method.spread ** (np.arange(method.radii)[::-1] - (method.radii - 1) / 2)
+        a: Array | None = None
+        found: list[Array] = []
+        dampings: Array = self._damping * method.spread ** (np.arange(method.radii)[::-1] - (method.radii - 1) / 2)
         for damping in dampings:
             a = solve(table, target, damping * np.eye(len(Q)) + method.pull * Q @ Q.T, method.pull * Q @ here, a)
             found.append(a)
-        steps = np.stack(found) @ Q * math.sqrt(self._dim)
+        steps: Array = np.stack(found) @ Q * math.sqrt(self._dim)
         # The middle first, in case not all can be paid.
         order = np.argsort(np.abs(np.log(dampings / self._damping)), kind="stable")
         self._tests, self._dampings = (self._theta + steps).astype(np.float32)[order], dampings[order]
-
-    def _learn(self, hessian: Array, Q: Array) -> None:
-        if not self._method.learned:
-            return
-        values, vectors = np.linalg.eigh(hessian)
-        top = np.maximum(values[::-1][: self._method.rank], 0) ** self._method.power
-        self._V = vectors[:, ::-1][:, : self._method.rank].T @ Q
-        self._gain = self._method.learned * self._dim * top / max(top.sum(), 1e-300)
 
     def _told_tests(self, thetas: Array, tables: Parts, dampings: Array) -> None:
         self._tests, self._dampings = self._tests[:0], self._dampings[:0]
@@ -310,25 +286,15 @@ class SketchSearch:
         self._remember(thetas, tables)
         if not values or not values[best] < value:
             self._damping *= 10
-            self._run = 0
             return
         self._damping = float(dampings[best])
         move = thetas[best].astype(np.float64) - self._theta
         self._moves = np.concatenate([move[None], self._moves])[: self._method.moves]
-        if self._method.broyden:
-            i = best
-            self._mid[
-                int(
-                    np.argmin(
-                        ((self._U * np.sqrt(self._dim) - move / np.linalg.norm(move) * np.sqrt(self._dim)) ** 2).sum(1)
-                    )
-                )
-            ] = thetas[best].astype(np.float64) / math.sqrt(self._dim)
+        # Broyden's condition: the secant of the accepted move counts as taken at its end.
+        along = self._U @ (move / np.linalg.norm(move))
+        self._mid[int(np.argmax(along))] = thetas[best].astype(np.float64) / math.sqrt(self._dim)
         self._theta = thetas[best].copy()
         self._table = {name: part[best] for name, part in tables.items()}
-        self._run = (self._run + 1) % (self._method.again + 1)
-        if self._run:
-            self._solve()
 
     # -----------------------------------------------------------------------------------------------------------------
     # The loss of tables

@@ -329,7 +329,7 @@ class SketchSearch:
     # -----------------------------------------------------------------------------------------------------------------
     # State
 
-    _ARRAYS = ("theta", "labels", "U", "mid", "V", "gain", "moves", "tests", "dampings")
+    _ARRAYS = ("theta", "labels", "U", "mid", "moves", "tests", "dampings")
     _PARTS = ("table", "zero", "fixed", "Y")
 
     def state_dict(self) -> dict[str, Any]:

@@ -45,22 +45,22 @@ FACING = 0.2
 class Sketch:
     """Our table search: Gauss-Newton on all answers at once, with a Jacobian learned from every one of them."""
 
-    k: int = 16
+    k: int = 8
     """Probes a round."""
     memory: int = 128
     """Secants remembered."""
     columns: int = 48
     """Directions of leading curvature among them that the solver moves along."""
-    moves: int = 3
+    moves: int = 0
     """How many of the probes are the last accepted moves."""
-    radii: int = 5
+    radii: int = 2
     """Candidates tested at once, of different damping."""
     spread: float = 4.0
     """Factor between the damping of neighbouring candidates."""
     h: float = 0.05
-    """Length of a probe, in units of theta."""
-    reach: float = 1.0
-    """Distance, in units of theta, over which the map bends so much that a secant says no more than the prior."""
+    """Length of a probe, as a share of the size of the whole prompt, template and theta."""
+    reach: float = 0.6
+    """Distance, as a share of the same size, over which the map bends so that a secant says no more than the prior."""
     caution: float = 0.2
     """eps: what a step pays where the Jacobian is known, as a share of what it pays where nothing is."""
     damping: float = 0.1

@@ -20,7 +20,8 @@ import numpy as np
 
 from engine import noise
 from engine.core import Array, Feedback, Needs
-from engine.errors import ArtifactError, RecipeError, nearest
+from engine.errors import RecipeError, nearest
+from engine.search.replay import replay
 
 log = logging.getLogger(__name__)
 
@@ -150,16 +151,13 @@ class NevergradSearch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._begin()
-        losses = np.asarray(state["losses"], dtype=np.float64)
-        while len(self._losses) < len(losses):
-            done = len(self._losses)
-            thetas = self.ask(len(losses) - done)
-            self.tell(thetas, Feedback(losses=losses[done : done + len(thetas)]))
-        if self._digest.hexdigest() != str(state["asked"]):
-            raise ArtifactError(
-                f"nevergrad:{self._method.name} asks for other candidates than when this state was saved; "
-                "resume with the same versions of nevergrad, cma and numpy, or start anew"
-            )
+        replay(
+            self,
+            state,
+            self._digest.hexdigest,
+            f"nevergrad:{self._method.name} asks for other candidates than when this state was saved; "
+            "resume with the same versions of nevergrad, cma and numpy, or start anew",
+        )
 
     def _fill(self) -> None:
         """Ask the optimizer for a batch. Where it asks for theta = 0 again, it is told what is known."""

@@ -18,7 +18,8 @@ import numpy as np
 
 from engine import noise
 from engine.core import Array, Feedback, Needs
-from engine.errors import ArtifactError, RecipeError, nearest
+from engine.errors import RecipeError, nearest
+from engine.search.replay import replay
 
 ANSWERS = frozenset({"labels", "topk", "scores", "features"})
 """What a method can live on that only ranks its candidates."""
@@ -78,16 +79,13 @@ class ScriptSearch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._begin()
-        losses = np.asarray(state["losses"], dtype=np.float64)
-        while len(self._losses) < len(losses):
-            done = len(self._losses)
-            thetas = self.ask(len(losses) - done)
-            self.tell(thetas, Feedback(losses=losses[done : done + len(thetas)]))
-        if self._digest.hexdigest() != str(state["asked"]):
-            raise ArtifactError(
-                "this search asks for other candidates than when its state was saved; resume with the same method, "
-                "seed and versions of cma and numpy, or start anew"
-            )
+        replay(
+            self,
+            state,
+            self._digest.hexdigest,
+            "this search asks for other candidates than when its state was saved; resume with the same method, "
+            "seed and versions of cma and numpy, or start anew",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

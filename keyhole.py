@@ -113,18 +113,19 @@ def tune_command(
     keyhole tune recipes/mine.yaml seed=2 method.radius=0.1
     keyhole tune --resume runs/digits
     """
-    from tuning import run
+    from tuning import folder
     from tuning.recipe import load_recipe, make_recipe
+    from tuning.run import Tuning
 
     given = {name: value for name, value in flags.items() if value is not None}
     base: dict[str, Any] = {}
     if resume is not None:
         if out is not None or set(given) - {"workers"} or settings:
             raise RecipeError("--resume goes with --workers only: all other settings are those of the run folder")
-        if (resume / run.RESULT).exists():
-            _print_result(json.loads((resume / run.RESULT).read_text(encoding="utf-8")), resume, as_json)
+        if (resume / folder.RESULT).exists():
+            _print_result(json.loads((resume / folder.RESULT).read_text(encoding="utf-8")), resume, as_json)
             return
-        base = load_recipe(resume / run.RECIPE)
+        base = load_recipe(resume / folder.RECIPE)
     files = [word for word in settings if "=" not in word]
     if len(files) > 1:
         raise RecipeError(f"one recipe file at most, but got {', '.join(files)}; settings are key=value")
@@ -132,9 +133,11 @@ def tune_command(
         base = load_recipe(files[0])
     recipe = make_recipe(base, [word for word in settings if "=" in word], given)
     if plan:
-        _print(run.plan(recipe), as_json)
+        from tuning.plan import plan as planned
+
+        _print(planned(recipe), as_json)
         return
-    tuning = run.Tuning(recipe, resume or out or run.default_out(recipe), resume=resume is not None)
+    tuning = Tuning(recipe, resume or out or folder.default_path(recipe), resume=resume is not None)
     with _interruptible() as interrupted, _progress(recipe.budget) as show:
         for step in tuning:
             show(step)
@@ -270,8 +273,11 @@ BENCHES = {
     "tasks": "bench.admission",
     "evaluate": "bench.evaluate",
     "evaluate-image": "bench.evaluate_image",
+    "overhead": "bench.overhead",
     "search": "bench.search",
     "workers": "bench.workers",
+    "memory": "bench.memory",
+    "heads": "bench.heads",
 }
 
 

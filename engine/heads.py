@@ -149,7 +149,7 @@ def fit(
     [0, 0, 1, 1]
 
     Args:
-        name: one of `HEADS`: linear, linear-anchored, gda, tip, clip-adapter, score-linear, score-adapter.
+        name: one of `HEADS`: linear, linear-anchored, gda, tip, clip-adapter, auto, score-linear, score-adapter.
         train, val: features `(n, E)`, or scores `(n, C)` for a head on scores, and labels `(n,)`.
         text: `(C, E)` text features of the classes; `linear` and `gda` can do without.
         scale: what a cosine is multiplied by to make a logit (the box's).
@@ -349,12 +349,20 @@ def fit_score_linear(train: Examples, val: Examples) -> LinearHead:
     return fit_linear(*rows[0], *rows[1], identity, scale=1.0)
 
 
+def fit_auto(train: Examples, val: Examples, text: Array, scale: float, seed: int) -> Head:
+    """The best on validation of every head on features and of none: the classes' own text features, as they are."""
+    none = _scored(val, weight=scale * text, bias=np.zeros(len(text)), chosen=0.0)
+    names = [name for name in HEADS if name != "auto" and not on_scores(name)]
+    return min([none, *(HEADS[name](train, val, text, scale, seed) for name in names)], key=_by_val_loss)
+
+
 HEADS: dict[str, Callable[[Examples, Examples, Any, float, int], Head]] = {
     "linear": lambda train, val, text, scale, seed: fit_linear(*train, *val),
     "linear-anchored": lambda train, val, text, scale, seed: fit_linear(*train, *val, text, scale=scale),
     "gda": lambda train, val, text, scale, seed: fit_gda(train, val, text, scale),
     "tip": lambda train, val, text, scale, seed: fit_tip(train, val, text, scale),
     "clip-adapter": fit_clip_adapter,
+    "auto": fit_auto,
     "score-linear": lambda train, val, text, scale, seed: fit_score_linear(train, val),
     "score-adapter": lambda train, val, text, scale, seed: fit_score_adapter(train, val, seed),
 }

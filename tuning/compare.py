@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 TUNE = "tune"
 OBJECT_STORE_BYTES = 200 * 2**20
 """Of a local Ray that a comparison starts itself: trials pass nothing through it."""
+REACH_S = 10.0
+"""How long the head of a cluster may take to accept a connection."""
 HEARD_S = 1.0
 """A trial tells how far it is no more often than this: a report waits for the driver."""
 
@@ -61,13 +64,15 @@ def metrics_of(step: Step) -> dict[str, float]:
 # On Ray Tune
 
 
-def _in_actor(config: Mapping[str, Any], *, make: Callable[[Mapping[str, Any]], Path], looks: bool) -> None:
+def _in_actor(config: Mapping[str, Any], *, make: Callable[[Mapping[str, Any]], Path], looks: bool, home: Path) -> None:
     """A trial in a Tune actor.
 
     An error that the trial raises stays in its folder and does not end the actor, which has torch and boxes loaded.
     """
     from ray import tune
 
+    if home.is_dir():
+        os.chdir(home)  # where relative paths of tasks mean what they mean to whoever started the comparison
     folder = make(config)
     heard = time.monotonic()
     metrics: dict[str, float] = {"evaluations": 0.0, "val_loss": float("inf")}
@@ -125,7 +130,8 @@ def on_tune(
     here = _Here(board, stop)
     asked = bool(callbacks) or (search is not None and search.asha)
     trainable = tune.with_resources(
-        functools.partial(_in_actor, make=make, looks=asked), {"cpu": resources["cpus"], "gpu": resources["gpus"]}
+        functools.partial(_in_actor, make=make, looks=asked, home=Path.cwd()),
+        {"cpu": resources["cpus"], "gpu": resources["gpus"]},
     )
     tuner = Tuner(
         trainable,
@@ -187,12 +193,9 @@ def _searcher(search: choose.Plan) -> Any:
 
         # Few tries of few settings: (1+1) needs no population.
         return NevergradSearch(optimizer=ng.optimizers.OnePlusOne, points_to_evaluate=search.tried() or None)
-    try:
-        from ray.tune.search.optuna import OptunaSearch
+    from ray.tune.search.optuna import OptunaSearch
 
-        return OptunaSearch(seed=search.seed, points_to_evaluate=search.tried() or None)
-    except (ImportError, AssertionError):
-        raise RecipeError("searcher=optuna needs Optuna: pip install 'keyhole[optuna]'") from None
+    return OptunaSearch(seed=search.seed, points_to_evaluate=search.tried() or None)
 
 
 def _scheduler(search: choose.Plan) -> Any:
@@ -298,6 +301,8 @@ class Connected:
         if ray.is_initialized():
             return
         address = self.cluster.address or os.environ.get("RAY_ADDRESS")
+        if address:
+            _reach(address)
         ours = signal.getsignal(signal.SIGTERM)
         try:
             if address:
@@ -325,6 +330,22 @@ class Connected:
             import ray
 
             ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise at once where there is no Ray at an address: Ray itself tries for many minutes before it says so."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if "/" in host or not host or not port.isdigit():
+        raise RecipeError(
+            f"address {address!r} must be HOST:PORT, as `ray start` prints it; from outside the cluster submit the "
+            "command as a job: ray job submit --address http://HOST:8265 -- keyhole compare ..."
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        raise BoxError(f"no Ray at {address} ({error.strerror or error}); check --address and RAY_ADDRESS") from error
 
 
 def _room(resources: Mapping[str, Any], own: bool) -> None:

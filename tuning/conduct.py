@@ -6,6 +6,7 @@ Knows nothing of Ray beyond its room's names, and of what a trial does.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -14,14 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from engine.artifact import write_text
-from engine.errors import ArtifactError
+from engine.errors import ArtifactError, RecipeError
 from tuning import choose, gate, report, track
 from tuning.compare import Cluster, Connected, metrics_of, on_tune
 from tuning.protocol import Comparison, make_comparison, trials_of
 from tuning.track import Board
 from tuning.trials import carry_out, done
 
+log = logging.getLogger(__name__)
+
 SETTINGS, TRIALS = "compare.yaml", "trials"
+PASSING = "working_dir_files"
+"""Where a Ray node unpacks the working directories of submitted jobs."""
 
 
 def compare(
@@ -49,9 +54,13 @@ def compare(
     """
     out, cluster = Path(out).absolute(), cluster or Cluster()
     board, stop = board or Board(lambda line: None), stop or threading.Event()
-    comparison = _settled(comparison, out, resume)
     callbacks = track.check(trackers)
-    trials_of(comparison)  # every mistake in the settings is found here
+    comparison = _settled(comparison, out, resume, tune=cluster.parallel != 0)
+    if PASSING in out.parts:
+        log.warning(
+            "%s lies in the job's own copy of its working directory, which Ray deletes; give --out as an absolute path "
+            "on a file system that all nodes share", out,
+        )  # fmt: skip
     started = time.monotonic()
     ray = Connected(cluster)
 
@@ -74,19 +83,23 @@ def compare(
     return report.remake(out)
 
 
-def _settled(comparison: Comparison | None, out: Path, resume: bool) -> Comparison:
-    """The settings, those of the folder for a resumed one; they are written before anything runs."""
+def _settled(comparison: Comparison | None, out: Path, resume: bool, *, tune: bool) -> Comparison:
+    """The settings, those of the folder for a resumed one, checked; they are written before anything runs."""
     import yaml
 
     file = out / SETTINGS
     if resume:
         if not file.exists():
             raise ArtifactError(f"{out} holds no {SETTINGS}: nothing to resume; start it with keyhole compare --out")
-        return make_comparison(yaml.safe_load(file.read_text(encoding="utf-8")))
-    if file.exists():
+        comparison = make_comparison(yaml.safe_load(file.read_text(encoding="utf-8")))
+    elif file.exists():
         raise ArtifactError(f"{out} already holds a comparison; go on with it by --resume, or name another --out")
     assert comparison is not None
-    trials_of(comparison)
+    trials_of(comparison)  # every mistake in the settings is found here
+    if tune and comparison.searcher == "optuna" and not track.installed("optuna"):
+        raise RecipeError("searcher=optuna needs Optuna: pip install 'keyhole[optuna]'")
+    if resume:
+        return comparison
     try:
         (out / TRIALS).mkdir(parents=True, exist_ok=True)
         write_text(file, yaml.safe_dump(comparison.as_dict(), sort_keys=False))

@@ -13,13 +13,13 @@ import numpy as np
 
 from engine.core import Array
 from tuning.statistics import interval
-from tuning.tables import count
+from tuning.table import count
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F4F24", "#000000")
 """Okabe and Ito's palette, told apart by colour-blind readers; markers and dashes tell the same again."""
 MARKERS = "osD^vP*X"
 DASHES = ("-", "--", "-.", ":")
-ACROSS = 4
+ACROSS = 3
 """Most panels side by side."""
 CURVES, SHOTS = "curves.png", "shots.png"
 
@@ -67,7 +67,7 @@ def _curves(runs: Sequence[Run], styles: Mapping[str, Any], path: Path) -> None:
         band, column = divmod(number, across)
         mine = [run for run in runs if (run[0]["task"], run[0]["box"], run[0]["shots"]) == panel]
         axes = [figure.add_subplot(grid[3 * band + line, column]) for line in range(3)]
-        title = panel[0] + f"\n{panel[1]}" * many_boxes + f"\n{panel[2]} shots" * many_shots
+        title = _lines(panel[0]) + f"\n{_lines(panel[1])}" * many_boxes + f"\n{panel[2]} shots" * many_shots
         _against_evaluations(axes[0], mine, "best_loss", styles)
         low, high = axes[0].get_ylim()
         if low <= 0 or high > 10 * low:
@@ -89,6 +89,11 @@ def _curves(runs: Sequence[Run], styles: Mapping[str, Any], path: Path) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncol=min(4, len(styles)), frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _lines(uri: str) -> str:
+    """A URI with its options on a line of their own: side by side, long titles run into each other."""
+    return uri.replace("?", "\n?", 1)
 
 
 def _against_evaluations(axis: Any, runs: Sequence[Run], name: str, styles: Mapping[str, Any]) -> None:
@@ -181,7 +186,7 @@ def _shots(runs: Sequence[Run], styles: Mapping[str, Any], path: Path) -> None:
                 axis.fill_between(xs, lows, highs, color=style["color"], alpha=0.12, linewidth=0)
         axis.set_xscale("log", base=2)
         axis.set_xticks(shots, [str(number) for number in shots])
-        axis.set_title(" on ".join(panel), fontsize=10)
+        axis.set_title(_lines(panel[0]) + "\non " + _lines(panel[1]), fontsize=10)
         axis.set_xlabel("shots a class")
         axis.grid(alpha=0.25)
     for axis in axes.flat[len(panels) :]:

@@ -9,6 +9,7 @@ import base64
 import html
 import json
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +19,8 @@ from typing import Any
 import yaml
 
 from tuning.protocol import Comparison
-from tuning.tables import Table, count
+from tuning.table import Table, count
+from tuning.tables import places_of
 
 STYLE = """
 :root { color-scheme: light; }
@@ -30,8 +32,8 @@ p.note { color: #555; font-size: .85rem; margin: .4rem 0 0; max-width: 60rem; }
 div.wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; }
 th, td { padding: .28rem .7rem; text-align: right; white-space: nowrap; }
-th { font-weight: 600; vertical-align: bottom; }
-th.text, td.text { text-align: left; }
+th { font-weight: 600; vertical-align: bottom; white-space: normal; }
+th.text, td.text { text-align: left; white-space: normal; }
 td.words { white-space: normal; text-align: left; max-width: 44rem; }
 thead { border-top: 2px solid #222; border-bottom: 1px solid #222; } tbody { border-bottom: 2px solid #222; }
 tbody tr:nth-child(even) { background: #f5f6f8; } td.best { font-weight: 700; }
@@ -91,13 +93,16 @@ def _table(table: Table) -> str:
     def side(column: int) -> str:
         return ' class="text"' if column < table.left else ""
 
-    head = "".join(f"<th{side(j)}>{html.escape(name)}</th>" for j, name in enumerate(table.columns))
+    def shown(text: str) -> str:
+        return re.sub(r"(?=\?|&amp;|_)", "<wbr>", html.escape(text))  # long URIs may break before an option
+
+    head = "".join(f"<th{side(j)}>{shown(name)}</th>" for j, name in enumerate(table.columns))
     rows = []
     for i, row in enumerate(table.rows):
         cells = []
         for j, cell in enumerate(row):
             kind = ' class="best"' if (i, j) in table.best else ' class="words"' if j and len(cell) > 60 else side(j)
-            cells.append(f"<td{kind}>{html.escape(cell)}</td>")
+            cells.append(f"<td{kind}>{shown(cell)}</td>")
         rows.append("<tr>" + "".join(cells) + "</tr>")
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     return (
@@ -119,11 +124,15 @@ def _picture(path: Path) -> str:
 def _ledger(summary: Mapping[str, Any]) -> Table:
     names = ("evaluations", "pairs", "test_pairs", "sequences", "image_encodes", "retries", "cost", "seconds")
     heads = ("evaluations", "pairs", "test pairs", "sequences", "image encodes", "retries", "money", "seconds")
+    results = summary["results"]
+    places = places_of(results)
     return Table(
         title="Ledger",
-        left=3,
-        columns=("method", "task", "box", *heads),
-        rows=tuple((e["method"], e["task"], e["box"], *(count(e[name]) for name in names)) for e in summary["results"]),
+        left=1 + len(places),
+        columns=("method", *places, *heads),
+        rows=tuple(
+            (e["method"], *(str(e[place]) for place in places), *(count(e[name]) for name in names)) for e in results
+        ),
         note="Means of a run. Pairs are what a per-image API bills; sequences and image encodes are passes through the "
         "two towers, what the hardware pays. The final test read is apart from the budget.",
     )

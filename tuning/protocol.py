@@ -149,7 +149,8 @@ def _typed(key: str, value: Any, default: Any, kind: Any) -> Any:
         items = list(value) if isinstance(value, (list, tuple)) else [value]
         want = int if "int" in str(kind) else str if "str" in str(kind) and "Mapping" not in str(kind) else object
         if any(not isinstance(item, want) or isinstance(item, bool) for item in items):
-            raise RecipeError(f"{key}={value!r} must be a list of {want.__name__}")
+            hint = "; quote what ends in a colon" if any(isinstance(item, dict) for item in items) else ""
+            raise RecipeError(f"{key}={value!r} must be a list of {want.__name__}{hint}")
         return tuple(items)
     if str(kind).startswith("Mapping"):
         if not isinstance(value, Mapping):

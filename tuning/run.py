@@ -5,8 +5,6 @@ Knows nothing of the terminal, of comparisons and of how methods search.
 
 from __future__ import annotations
 
-import json
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -14,10 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from engine import search
-from engine.artifact import Artifact, load_state, save_state, write_text
+from engine.artifact import Artifact
 from engine.core import BoxSpec, Evaluator, Method, Search, Task
 from engine.errors import ArtifactError, RecipeError, RefusedError
 from engine.ledger import Ledger
@@ -26,13 +22,10 @@ from engine.pool import RayPool, Serial
 from engine.problem import ProblemSpec
 from engine.search.warm import Warm
 from tuning import queryless
+from tuning.folder import RunFolder
 from tuning.outcome import Outcome, check_head, of_head, of_prompt, of_templates
 from tuning.recipe import PromptRecipe, Recipe
 from tuning.tasks import load_task
-
-log = logging.getLogger(__name__)
-
-RECIPE, HISTORY, RESULT, CHECKPOINT = "recipe.yaml", "history.jsonl", "result.json", "checkpoint/state.npz"
 
 
 def release() -> str:
@@ -130,7 +123,6 @@ class Tuning:
     ) -> None:
         self.recipe = recipe
         self.out = Path(out)
-        self.resume = resume
         self.result: dict[str, Any] = {}
         self.task, self._evaluator = opened or (task_of(recipe), None)
         self.queryless = queryless.is_queryless(recipe.method)
@@ -139,25 +131,7 @@ class Tuning:
             queryless.check(recipe)
         check_head(recipe.head)
         self.ledger = Ledger(images=len(self.task.train), budget=recipe.budget)
-        self._latest: Step | None = None
-        self._lines: list[str] = []
-        self._prepare()
-
-    def _prepare(self) -> None:
-        """The run folder, with the recipe in it before the first query."""
-        import yaml
-
-        finished, begun = (self.out / RESULT).exists(), (self.out / CHECKPOINT).exists()
-        if finished or (begun and not self.resume):
-            advice = "it is finished" if finished else "resume it, or name another --out"
-            raise ArtifactError(f"{self.out} already holds a run; {advice}")
-        try:
-            (self.out / "checkpoint").mkdir(parents=True, exist_ok=True)
-            write_text(self.out / RECIPE, yaml.safe_dump(self.recipe.as_dict(), sort_keys=False))
-        except OSError as error:
-            raise ArtifactError(
-                f"the run folder {self.out} cannot be written ({error.strerror}); name another with --out"
-            ) from error
+        self._folder = RunFolder(self.out, recipe, resume=resume)
 
     def __iter__(self) -> Iterator[Step]:
         started = time.monotonic()
@@ -178,9 +152,10 @@ class Tuning:
         assert method is not None
         refuse(method, recipe.method, spec)
         check_head(recipe.head, spec)
-        state = self._resumable()
+        state = self._folder.state()
         begun = self._started(method, spec, dim, evaluator)
         last_saved = time.monotonic()
+        latest: Step | None = None
         for step in steps(
             begun,
             evaluator,
@@ -195,15 +170,15 @@ class Tuning:
             labels=self.task.train.labels,
             resume=state,
         ):
-            self._latest = step
-            self._lines.append(json.dumps(step.record()))
+            latest = step
+            self._folder.note(step)
             if time.monotonic() - last_saved >= recipe.checkpoint_s:
                 self.checkpoint()
                 last_saved = time.monotonic()
             yield step
         self.checkpoint()  # before the final reads, so that a run that is resumed here makes them once
-        if self._latest is not None:
-            best, seconds = self._latest.best, self._latest.seconds
+        if latest is not None:
+            best, seconds = latest.best, latest.seconds
         else:  # resumed from a checkpoint that had spent its budget already
             assert state is not None
             best, seconds = Look(**state["best"]), float(state["seconds"])
@@ -252,30 +227,9 @@ class Tuning:
             self.ledger.charge(evaluator.evaluate(best.theta[None]))
         return evaluator.call("cross_entropy", best.theta)
 
-    # -----------------------------------------------------------------------------------------------------------------
-
     def checkpoint(self) -> None:
-        """Write what a resumed run needs: first the history, then the state that refers to it."""
-        if self._latest is None:
-            return
-        with open(self.out / HISTORY, "a", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in self._lines)
-        self._lines.clear()
-        save_state(self.out / CHECKPOINT, self._latest.state())
-
-    def _resumable(self) -> dict[str, Any] | None:
-        history = self.out / HISTORY
-        if not self.resume or not (self.out / CHECKPOINT).exists():
-            history.unlink(missing_ok=True)
-            return None
-        state = load_state(self.out / CHECKPOINT)
-        # Lines past the checkpoint, or half a line, are what a killed process had begun: they are made again.
-        lines = history.read_text(encoding="utf-8").splitlines() if history.exists() else []
-        if len(lines) < state["step"]:
-            raise ArtifactError(f"{history} has {len(lines)} lines, the checkpoint is at step {state['step']}")
-        write_text(history, "".join(line + "\n" for line in lines[: state["step"]]))
-        log.info("resuming %s at step %d", self.out, state["step"])
-        return state
+        """Write what a resumed run needs."""
+        self._folder.checkpoint()
 
     def _finish(self, evaluator: Evaluator, spec: BoxSpec, outcome: Outcome, seconds: float) -> None:
         """The artifact and the result."""
@@ -302,10 +256,8 @@ class Tuning:
             "version": release(),
         }
         arrays = {} if outcome.theta is None else {"theta": outcome.theta, **evaluator.call("decoded", outcome.theta)}
-        Artifact(meta=self._meta(spec, result, outcome), arrays={**arrays, **outcome.arrays}).save(
-            self.out / "artifact"
-        )
-        write_text(self.out / RESULT, json.dumps(result, indent=2) + "\n")
+        artifact = Artifact(meta=self._meta(spec, result, outcome), arrays={**arrays, **outcome.arrays})
+        self._folder.finish(artifact, result)
         self.result = result
 
     def _meta(self, spec: BoxSpec, result: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
@@ -328,54 +280,3 @@ class Tuning:
             "contains": dict.fromkeys(("training_features", "training_labels"), outcome.holds_training_data),
             "licence": {"artifact": None, "box": None, "data": None},
         }  # fmt: skip
-
-
-def plan(recipe: Recipe) -> dict[str, Any]:
-    """What a run would spend. Sends nothing; a local box is timed on this machine's own hardware."""
-    task = task_of(recipe)
-    method = None
-    if queryless.is_queryless(recipe.method):
-        queryless.check(recipe)
-        evaluations = queryless.cost(task, recipe)
-    else:
-        method = search.make(recipe.method, recipe.options)
-        evaluations = float(recipe.budget)
-    problem = problem_of(recipe, task, method)
-    local = recipe.box.split(":", 1)[0] not in ("http", "https", "chat")
-    seconds = None
-    if local:
-        serial = Serial(problem, chunk=recipe.pool.chunk)
-        thetas = np.zeros((recipe.pool.chunk, serial.describe()[1]), np.float32)
-        serial.evaluate(thetas)  # staging and first calls are not part of the rate
-        started = time.perf_counter()
-        for _ in range(3):
-            serial.evaluate(thetas)
-        each = (time.perf_counter() - started) / (3 * len(thetas))
-        seconds = round(each * evaluations / max(1, recipe.workers), 1)
-    return {
-        "task": recipe.task,
-        "box": recipe.box,
-        "method": recipe.method,
-        "training_images": len(task.train),
-        "validation_images": len(task.val),
-        "evaluations": evaluations,
-        "pairs": int(evaluations * len(task.train)),
-        "test_pairs": 2 * len(task.test),
-        "seconds": seconds,
-        "cost": 0.0 if local else None,
-        "images_go_to": "this cluster only" if local else recipe.box,
-    }
-
-
-def default_out(recipe: Recipe) -> Path:
-    """A run folder that does not exist yet, named after the task, the method and the seed."""
-    words = [
-        recipe.task.split(":")[-1].split("/")[-1].split("?")[0],
-        recipe.method.replace(":", "-"),
-        f"s{recipe.seed}",
-    ]
-    stem = Path("runs") / "-".join(word for word in words if word)
-    number, out = 2, stem
-    while (out / RECIPE).exists():
-        out, number = stem.with_name(f"{stem.name}-{number}"), number + 1
-    return out

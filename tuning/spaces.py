@@ -120,4 +120,7 @@ def applied(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
 
 def in_words(values: Mapping[str, Any]) -> str:
     """`radius=0.1 k=4`: how a label tells a combination."""
-    return " ".join(f"{path.removeprefix('method.')}={value}" for path, value in values.items())
+    return " ".join(
+        f"{path.removeprefix('method.')}={format(value, '.6g') if isinstance(value, float) else value}"
+        for path, value in values.items()
+    )

@@ -1,74 +1,19 @@
-"""The tables of a report, as rows of text that a terminal and a page both show.
+"""The tables of a report: what stands beside what.
 
-Knows nothing of files.
+Knows nothing of files, and of how a table is shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tuning.degrade import without_degradations
 from tuning.protocol import Comparison
+from tuning.table import Table, count, percent
 
 NARROW = 4
 """Most tasks that a terminal shows in columns of their own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A heading, columns and rows; cells are text."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-    left: int = 1
-    """Leading columns that hold words and not numbers."""
-    best: frozenset[tuple[int, int]] = frozenset()
-    """Cells (row, column) to set in bold."""
-
-    def text(self) -> str:
-        """For a terminal."""
-        lines = [self.columns, *self.rows]
-        widths = [max(len(row[i]) for row in lines) for i in range(len(self.columns))]
-        shown = [
-            "  ".join(
-                cell.ljust(width) if i < self.left else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in lines
-        ]
-        rule = "-" * len(shown[0])
-        return "\n".join([self.title, rule, shown[0].rstrip(), rule, *(line.rstrip() for line in shown[1:]), rule]
-                         + ([self.note] if self.note else []))  # fmt: skip
-
-
-def percent(mean: float | None, half: float | None = None) -> str:
-    """`81.2 ±1.3`: percent with half the interval's width.
-
-    >>> percent(0.8123, 0.0131)
-    '81.2 ±1.3'
-    """
-    if mean is None:
-        return "-"
-    return f"{100 * mean:.1f}" + ("" if half is None else f" ±{100 * half:.1f}")
-
-
-def count(value: float | None) -> str:
-    """`12.3k`, `4.5M`: how much, in four characters or so.
-
-    >>> count(1234567), count(80.04), count(None)
-    ('1.23M', '80', '-')
-    """
-    if value is None:
-        return "-"
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e4)):
-        if abs(value) >= size:
-            scale = 1e3 if unit == "k" else size
-            return f"{value / scale:.3g}{unit}" if value / scale < 1000 else f"{value / scale:.0f}{unit}"
-    return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
 
 
 def tables_of(comparison: Comparison, summary: Mapping[str, Any], *, wide: bool = True) -> list[Table]:
@@ -83,15 +28,20 @@ def tables_of(comparison: Comparison, summary: Mapping[str, Any], *, wide: bool 
     if comparison.published:
         tables.append(_published(comparison, summary))
     if summary["failed"]:
-        tables.append(
-            Table(
-                title="Not finished",
-                left=2,
-                columns=("trial", "why"),
-                rows=tuple((entry["trial"], entry["error"]) for entry in summary["failed"]),
-            )
-        )
+        tables.append(_failed(summary["failed"]))
     return tables
+
+
+def _failed(failed: Sequence[Mapping[str, Any]]) -> Table:
+    """A row a reason: a method that a box refuses is refused for every seed."""
+    whys: dict[str, list[str]] = {}
+    for entry in failed:
+        whys.setdefault(entry["error"], []).append(entry["trial"])
+    rows = (
+        (trials[0] + f" and {len(trials) - 1} more" * (len(trials) > 1), why)
+        for why, trials in whys.items()
+    )  # fmt: skip
+    return Table(title="Not finished", left=2, columns=("trial", "why"), rows=tuple(rows))
 
 
 def _half(entry: Mapping[str, Any]) -> float | None:
@@ -188,10 +138,20 @@ def _average(entries: Sequence[Mapping[str, Any]], name: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def _shared(results: Sequence[Mapping[str, Any]], *kinds: str) -> list[Mapping[str, Any]]:
+    """The entries of those tasks or boxes that took the most methods: means over others compare unlike things."""
+    took: dict[tuple[Any, ...], set[str]] = {}
+    for entry in results:
+        took.setdefault(tuple(entry[kind] for kind in kinds), set()).add(entry["method"])
+    most = max(map(len, took.values()))
+    return [entry for entry in results if len(took[tuple(entry[kind] for kind in kinds)]) == most]
+
+
 def _shots(results: Sequence[Mapping[str, Any]]) -> Table | None:
     shots = sorted({entry["shots"] for entry in results})
     if len(shots) < 2:
         return None
+    results = _shared(results, "task", "box")
     cells = {
         (method, f"{number} shots"): _average(
             [e for e in results if e["method"] == method and e["shots"] == number], "mean"
@@ -200,20 +160,28 @@ def _shots(results: Sequence[Mapping[str, Any]]) -> Table | None:
         for number in shots
     }
     names = [f"{number} shots" for number in shots]
-    return _crossed("By shots", results, names, cells, "Means over tasks, boxes and seeds, in %.")
+    return _crossed("By shots", results, names, cells, 
+                    "Means over seeds and over the tasks and boxes that took the most methods, in %.")  # fmt: skip
+
+
+def places_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What tells the rows of one method apart: the task, and box and shots where there are several."""
+    return ["task", *(kind for kind in ("box", "shots") if len({entry[kind] for entry in results}) > 1)]
 
 
 def _base_to_new(results: Sequence[Mapping[str, Any]]) -> Table | None:
     if all(entry["base_accuracy"] is None for entry in results):
         return None
+    places = places_of(results)
     rows = [
-        (e["method"], e["task"], percent(e["base_accuracy"]), percent(e["new_accuracy"]), percent(e["harmonic_mean"]))
+        (e["method"], *(str(e[place]) for place in places), percent(e["base_accuracy"]), percent(e["new_accuracy"]),
+         percent(e["harmonic_mean"]))
         for e in results
-    ]
+    ]  # fmt: skip
     return Table(
         title="Base to new",
-        left=2,
-        columns=("method", "task", "base", "new", "harmonic mean"),
+        left=1 + len(places),
+        columns=("method", *places, "base", "new", "harmonic mean"),
         rows=tuple(rows),
         note="Tuned on the first half of the classes, in % on the test images of that half and of the other. "
         "A head knows only the classes it was trained on, so it has no new ones.",
@@ -224,13 +192,16 @@ def _shift(results: Sequence[Mapping[str, Any]]) -> Table | None:
     targets = sorted({key for entry in results for key in entry if key.startswith("shift:")})
     if not targets:
         return None
+    places = places_of(results)
     rows = [
-        (e["method"], e["task"], percent(e["mean"]), *(percent(e.get(target)) for target in targets)) for e in results
-    ]
+        (e["method"], *(str(e[place]) for place in places), percent(e["mean"]),
+         *(percent(e.get(target)) for target in targets))
+        for e in results
+    ]  # fmt: skip
     return Table(
         title="Tuned on one task, tested on others",
-        left=2,
-        columns=("method", "tuned on", "there", *(target.removeprefix("shift:") for target in targets)),
+        left=1 + len(places),
+        columns=("method", *places, "there", *(target.removeprefix("shift:") for target in targets)),
         rows=tuple(rows),
         note="Means over seeds, in %; - where the artifact does not carry over (a head knows only its own classes).",
     )
@@ -242,17 +213,19 @@ def _degraded(results: Sequence[Mapping[str, Any]], kind: str) -> list[Table]:
     for uri in dict.fromkeys(entry[kind] for entry in results):
         families.setdefault(without_degradations(uri), []).append(uri)
     tables = []
+    other = "box" if kind == "task" else "task"
     for plain, uris in families.items():
         if len(uris) < 2:
             continue
-        mine = [entry for entry in results if entry[kind] in uris]
+        mine = _shared([entry for entry in results if entry[kind] in uris], other)
         names = {uri: uri[len(plain) :].lstrip("?&") or "as it is" for uri in uris}
         cells = {
             (method, names[uri]): _average([e for e in mine if e["method"] == method and e[kind] == uri], "mean")
             for method in {e["method"] for e in mine}
             for uri in uris
         }
-        note = f"Means over {'boxes' if kind == 'task' else 'tasks'} and seeds, in %; - where a method was refused."
+        where = ", ".join(dict.fromkeys(entry[other] for entry in mine))
+        note = f"Means over seeds, in %, with {where}; - where a method was refused."
         tables.append(_crossed(f"{plain}, degraded", mine, list(names.values()), cells, note))
     return tables
 

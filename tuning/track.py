@@ -47,29 +47,42 @@ def _mlflow(out: Path) -> dict[str, Any]:
     return {"tracking_uri": uri, "experiment_name": out.name, "tags": {"keyhole": str(out)}}
 
 
+def _wandb(out: Path) -> dict[str, Any]:
+    told = {"project": os.environ.get("WANDB_PROJECT", "keyhole"), "group": out.name,
+            "dir": os.environ.get("WANDB_DIR", str(out))}  # fmt: skip
+    mode = os.environ.get("WANDB_MODE")  # said aloud: Ray's processes have an environment of their own
+    return {**told, "mode": mode} if mode else told
+
+
+def _check_wandb() -> None:
+    known = os.environ.get("WANDB_MODE") in ("offline", "disabled") or "WANDB_API_KEY" in os.environ
+    if not known and not importlib.import_module("wandb").api.api_key:
+        raise RecipeError("tracker wandb is not logged in: run wandb login, set WANDB_API_KEY, or WANDB_MODE=offline")
+
+
 TRACKERS = {
     "tensorboard": Tracker("ray.tune.logger:TBXLoggerCallback", "tensorboardX", lambda out: {}),
-    "mlflow": Tracker(
-        "ray.tune.logger.mlflow:MLflowLoggerCallback",
-        "mlflow",
-        _mlflow,
-    ),
-    "wandb": Tracker(
-        "ray.tune.logger.wandb:WandbLoggerCallback",
-        "wandb",
-        lambda out: {"project": os.environ.get("WANDB_PROJECT", "keyhole"), "group": out.name},
-    ),
+    "mlflow": Tracker("ray.tune.logger.mlflow:MLflowLoggerCallback", "mlflow", _mlflow),
+    "wandb": Tracker("ray.tune.logger.wandb:WandbLoggerCallback", "wandb", _wandb),
 }
 """By the name of `--track`."""
 
 
+def installed(package: str) -> bool:
+    """Whether a package can be imported; a folder of its name, as W&B itself leaves in its wake, is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
 def check(names: Sequence[str]) -> tuple[Tracker, ...]:
-    """The trackers of these names. Raises RecipeError for one that does not exist or is not installed."""
+    """The trackers of these names. Raises RecipeError for one that is unknown, not installed or not logged in."""
     for name in names:
         if name not in TRACKERS:
             raise RecipeError(f"tracker {name!r}{nearest(name, TRACKERS)}; allowed are {', '.join(TRACKERS)}")
-        if importlib.util.find_spec(TRACKERS[name].package) is None:
+        if not installed(TRACKERS[name].package):
             raise RecipeError(f"tracker {name} needs {TRACKERS[name].package}: pip install 'keyhole[{name}]'")
+        if name == "wandb":
+            _check_wandb()
     return tuple(TRACKERS[name] for name in names)
 
 

@@ -22,9 +22,10 @@ from engine.errors import ArtifactError, KeyholeError
 from engine.loop import Step
 from tuning import queryless
 from tuning.evaluate import evaluate
+from tuning.folder import HISTORY, RESULT
 from tuning.opened import opened
 from tuning.recipe import Recipe, make_recipe
-from tuning.run import HISTORY, RESULT, Tuning
+from tuning.run import Tuning
 
 log = logging.getLogger(__name__)
 

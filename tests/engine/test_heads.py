@@ -11,7 +11,7 @@ from engine.heads import HEADS, STRENGTHS, CacheHead, fit, fit_gda, fit_linear, 
 from engine.objectives import cross_entropy
 
 CLASSES, WIDTH, SCALE = 4, 32, 20.0
-ON_FEATURES = [name for name in HEADS if not on_scores(name)]  # the others: test_score_heads.py
+ON_FEATURES = [name for name in HEADS if not on_scores(name) and name != "auto"]  # on scores: test_score_heads.py
 
 
 def normalised(values: Array) -> Array:
@@ -112,6 +112,20 @@ def test_anchored_linear_is_zero_shot_at_its_strongest() -> None:
     freer = fit_linear(*splits["train"], *splits["val"], text, scale=SCALE, strengths=[100.0])
     features, labels = splits["train"]
     assert loss(freer.scores(features), labels) < loss(head.scores(features), labels) - 0.1
+
+
+def test_auto_is_the_best_on_validation_or_none() -> None:
+    splits, text = world()
+    every = {name: fit(name, splits["train"], splits["val"], text, SCALE, 7) for name in ON_FEATURES}
+    chosen = fit("auto", splits["train"], splits["val"], text, SCALE, 7)
+    best_known = min(every.values(), key=lambda head: head.val_loss)
+    assert chosen.kind == best_known.kind and chosen.val_loss == best_known.val_loss
+    # Where what can be learned is wrong, the prompt stays alone.
+    wrong = splits["train"][0], (splits["train"][1] + 1) % CLASSES
+    features, labels = splits["val"]
+    best = normalised(np.stack([features[labels == label].mean(0) for label in range(CLASSES)]))
+    alone = fit("auto", wrong, splits["val"], best, SCALE)
+    assert np.allclose(alone.scores(features), SCALE * features @ best.T, atol=1e-4)
 
 
 def test_gda_is_its_closed_form() -> None:

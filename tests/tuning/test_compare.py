@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -356,11 +357,47 @@ def test_mlflow_with_its_file_store(tmp_path, ray_local):
     assert list((tmp_path / "c" / "mlflow").rglob("accuracy"))
 
 
-def test_trackers_that_do_not_exist():
-    from tuning.track import check
+@pytest.mark.ray
+def test_wandb_offline(tmp_path, ray_local, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    comparison = make_comparison({**TOY, "methods": ["momentum"], "seeds": [1]})
+    compare(comparison, tmp_path / "c", cluster=Cluster(parallel=1), trackers=["wandb"])
+    (kept,) = (tmp_path / "c" / "wandb").glob("offline-run-*/*.wandb")
+    assert b"zero_shot_accuracy" in kept.read_bytes()
 
-    with pytest.raises(RecipeError, match="mlflow"):
-        check(["mlflw"])
+
+def test_a_tracker_that_is_not_logged_in(monkeypatch):
+    from tuning import track
+
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(track, "installed", lambda name: True)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(api=SimpleNamespace(api_key=None)))
+    with pytest.raises(RecipeError, match="wandb login"):
+        track.check(["wandb"])
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tracker,) = track.check(["wandb"])
+    told = tracker.settings(Path("runs", "c"))
+    assert told == {"project": "keyhole", "group": "c", "dir": str(Path("runs", "c")), "mode": "offline"}
+
+
+def test_what_is_missing_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("tuning.track.installed", lambda name: False)
+    comparison = make_comparison({**TOY, "searcher": "optuna"})
+    for trackers, hint in (["mlflw"], "mlflow"), (["mlflow"], "keyhole.mlflow"), ([], "keyhole.optuna"):
+        with pytest.raises(RecipeError, match=hint):
+            compare(comparison, tmp_path / "c", cluster=Cluster(parallel=1), trackers=trackers)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_folder_is_no_package(tmp_path, monkeypatch):
+    """`wandb/` in the working directory, which a W&B run leaves there."""
+    from tuning.track import installed
+
+    (tmp_path / "some_tracker").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not installed("some_tracker") and installed("pytest")
 
 
 @pytest.mark.slow

@@ -14,9 +14,10 @@ from keyhole import main
 from tuning.compare import Cluster
 from tuning.conduct import compare
 from tuning.protocol import make_comparison
-from tuning.report import COLUMNS, remake
+from tuning.report import COLUMNS, remake, settings_of
 from tuning.statistics import holm, interval, mean_ranks, paired_tests
-from tuning.tables import Table, count
+from tuning.table import Table, count, percent
+from tuning.tables import tables_of
 from tuning.track import Board
 
 
@@ -120,6 +121,24 @@ def test_a_trial_without_a_result_is_told(finished, tmp_path):
 def test_no_comparison_there(tmp_path):
     with pytest.raises(ArtifactError, match="keyhole compare"):
         remake(tmp_path)
+
+
+def test_every_row_of_a_table_says_what_it_is_of(finished):
+    """Boxes that refuse a method are left out of its means, and reasons are told once."""
+    summary = json.loads((finished / "summary.json").read_text())
+    tables = {table.title: table for table in tables_of(settings_of(finished), summary)}
+    shots, failed = tables["By shots"], tables["Not finished"]
+    (why,) = {entry["error"] for entry in summary["failed"]}
+    assert failed.rows == ((f"{summary['failed'][0]['trial']} and 11 more", why),)
+    kept = [e for e in summary["results"] if e["box"] == "toy:" and e["method"] == "momentum"]
+    assert shots.rows[2][0] == "momentum" and shots.rows[2][1:] == tuple(
+        percent(np.mean([e["mean"] for e in kept if e["shots"] == number])) for number in (1, 4)
+    )
+    of_task = next(table for table in tables_of(settings_of(finished), summary) if table.title == "toy:, degraded")
+    assert of_task.columns == ("method", "as it is", "label_noise=0.3") and "with toy:;" in of_task.note
+    ledger = re.search(r"<h2>Ledger.*?<tbody>(.*?)</tbody>", (finished / "report.html").read_text(), re.S).group(1)
+    rows = [tuple(re.findall(r"<td.*?>(.*?)</td>", row))[:4] for row in ledger.splitlines()]
+    assert len(set(rows)) == len(rows) == len(summary["results"])
 
 
 def test_text_columns_line_up():

@@ -1,0 +1,120 @@
+"""`keyhole bench search --ablation`: where `sketch` has its gain from, by taking out one part at a time.
+
+Each is the shipped search with one thing changed, so that probes, trust region and account stay the same. They lean on
+its insides: `SketchSearch._solve` calling `solve` of its module, and `_directions`.
+Knows nothing of tasks and of how trials run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from bench.search_trials import Arm
+from engine.core import Array, Feedback, Outputs, Reply
+from engine.search import sketch
+from engine.search.sketch import Sketch, SketchSearch
+from engine.search.solver import Linear, Scores, Target, sums
+
+NUDGE = 0.02
+"""Of one entry of theta, for the true Jacobian by finite differences."""
+
+
+def arms() -> list[Arm]:
+    """The search without regularisation, whole and in parts."""
+    return [
+        Arm(label="sketch anchor=0", method="sketch", options={"anchor": 0.0}),
+        Arm(label="gradient steps on the table", method="bench.ablation:GradientSteps", options={"anchor": 0.0}),
+        Arm(label="losses only", method="bench.ablation:LossesOnly", options={"anchor": 0.0}),
+        Arm(label="no memory", method="sketch", options={"anchor": 0.0, "memory": Sketch().k}),
+        Arm(label="true leading directions (white box)", method="bench.ablation:TrueDirections",
+            options={"anchor": 0.0}),
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table, but only its slope
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientSteps(Sketch):
+    """sketch with steps along the gradient, as the table and the known loss on it give it: no curvature."""
+
+    def start(self, dim: int, budget: float, seed: int) -> SketchSearch:
+        return _GradientSearch(self, dim, budget, seed)
+
+
+class _GradientSearch(SketchSearch):
+    def _solve(self) -> None:
+        solve, sketch.solve = sketch.solve, _gradient_step
+        try:
+            super()._solve()
+        finally:
+            sketch.solve = solve
+
+
+def _gradient_step(
+    table: Linear, target: Target, precision: Array, linear: Array | None = None, start: Array | None = None
+) -> Array:
+    """As `solver.solve`, the loss on the table replaced by its tangent plane at a = 0."""
+    here = sums(table, target, np.zeros(table.count))
+    assert here.gradient is not None
+    return -np.linalg.solve(precision, here.gradient / here.rows + (0.0 if linear is None else linear))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Not the table, but its mean loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossesOnly(Sketch):
+    """sketch that is told one number a candidate, as every scalar rule is. `anchor` has to be 0."""
+
+    def start(self, dim: int, budget: float, seed: int) -> SketchSearch:
+        return _LossSearch(self, dim, budget, seed)
+
+
+class _LossSearch(SketchSearch):
+    def tell(self, thetas: Array, feedback: Feedback) -> None:
+        # A table of one row and two classes, whose cross-entropy is the loss: softplus(score of the wrong class).
+        loss = np.maximum(feedback.losses, 1e-12)
+        wrong = loss + np.log(-np.expm1(-loss))
+        scores = np.stack([np.zeros_like(wrong), wrong], -1)[:, None].astype(np.float32)
+        super().tell(thetas, replace(feedback, outputs=Outputs(scores=scores), labels=np.zeros(1, np.int64)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The limit: the best directions there are
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrueDirections(Sketch):
+    """sketch that probes along the gradient and the leading directions of curvature of the true map, at no cost.
+
+    Those of sum_n J_n^T (diag(p_n) - p_n p_n^T) J_n, with J_n the true Jacobian of row n's scores: the right singular
+    directions of the Jacobian, each score weighed as the loss weighs it.
+    """
+
+    def start(self, dim: int, budget: float, seed: int) -> SketchSearch:
+        return _InformedSearch(self, dim, budget, seed)
+
+
+class _InformedSearch(SketchSearch):
+    def look_inside(self, evaluate: Callable[[Array], Reply], labels: Array) -> None:
+        """Be shown the box: what `evaluate` answers is on nobody's account."""
+        self._evaluate, self._truth = evaluate, labels
+
+    def _directions(self, count: int) -> Array:
+        theta = self.recommend()
+        nudged = theta + NUDGE * np.eye(len(theta), dtype=np.float32)
+        outputs: Any = self._evaluate(np.concatenate([theta[None], nudged])).outputs
+        scores = outputs.logits().astype(np.float64)
+        table = Scores(base=scores[0], tables=(scores[1:] - scores[0]) / NUDGE)
+        here = sums(table, Target(labels=self._truth), np.zeros(len(theta)))
+        assert here.gradient is not None and here.hessian is not None
+        leading = np.linalg.eigh(here.hessian)[1][:, ::-1]
+        Q, R = np.linalg.qr(np.concatenate([here.gradient[:, None], leading[:, : count - 1]], axis=1))
+        return (Q * np.where(np.diagonal(R) < 0, -1.0, 1.0)).T

@@ -1,0 +1,136 @@
+"""`keyhole bench memory`: what a table search holds and how long its rounds take, at the size of a 16-shot ImageNet.
+
+The box is synthetic, since only shapes matter: random image features, and a fixed random network from the context to
+the class features. The rest is what a run goes through, problem, loop and search, in one process on one thread.
+
+Letters in shapes: as in engine.core. Knows nothing of real models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine import search
+from engine.boxes import SCHEMES
+from engine.core import Array, BoxSpec, Outputs, Prompts, Split, TextSpec, Work
+from engine.errors import KeyholeError
+from engine.ledger import Ledger
+from engine.loop import steps
+from engine.pool import Serial
+from engine.problem import ProblemSpec
+
+TOKENS, HIDDEN, SCALE, NOISE = 4, 512, 100.0, 6.0
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Images that exist as labels only."""
+
+    labels: Array
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class SyntheticBox:
+    """A `BlackBox` of joint width E, whose context is `TOKENS` vectors as wide: `synthetic:E`."""
+
+    def __init__(self, rest: str, *, uri: str, classes: tuple[str, ...], template: str, **_options: Any) -> None:
+        width, random = int(rest), np.random.default_rng(0)
+        shapes = ((TOKENS * width, HIDDEN), (len(classes), HIDDEN), (HIDDEN, width), (TOKENS, width))
+        self._into, self._codes, self._out, self._context = (random.standard_normal(s, np.float32) for s in shapes)
+        self._into *= np.float32(0.5 / np.sqrt(TOKENS * width))
+        self.spec = BoxSpec(
+            uri=uri, gives=frozenset({"features"}), accepts=frozenset({"context"}), classes=classes, image_size=1,
+            template=template, text=TextSpec(context=self._context, sigma=1.0),
+        )  # fmt: skip
+
+    def stage(self, source: Any) -> Array:
+        """`(N, E)`: noise around what the network makes of their classes one step away from the template."""
+        random = np.random.default_rng(1)
+        away = self._text(self._context + random.standard_normal(self._context.shape, np.float32))
+        noise = random.standard_normal((len(source), away.shape[1]), np.float32) / np.float32(np.sqrt(away.shape[1]))
+        return _unit(away[source.labels] + np.float32(NOISE) * noise)
+
+    def answer(self, prompts: Prompts, staged: Array, rows: Array) -> Outputs:
+        """Features."""
+        contexts = [self._context] * len(prompts) if prompts.context is None else prompts.context
+        return Outputs(text=np.stack([self._text(c) for c in contexts]), image=staged[rows][None], scale=SCALE)
+
+    def work(self) -> Work:
+        """Nothing that hardware would pay."""
+        return Work()
+
+    def _text(self, context: Array) -> Array:
+        return _unit(np.tanh(context.reshape(-1) @ self._into + self._codes) @ self._out)
+
+
+def run(images: int, classes: int, width: int, budget: float, options: dict[str, Any]) -> dict[str, float]:
+    """GB of memory and CPU seconds of a `sketch` run. The peak is this process's, whatever it did before."""
+    SCHEMES["synthetic"] = "bench.memory:SyntheticBox"
+    labels = np.arange(images) % classes
+    split = Split(source=Unseen(labels), labels=labels)  # type: ignore[arg-type]
+    names = tuple(f"class {number}" for number in range(classes))
+    evaluator = Serial(
+        ProblemSpec(
+            box=f"synthetic:{width}", classes=names, template="a {}.", splits={"train": split}, prompt={"name": "text"}
+        )
+    )
+    answering = 0.0
+
+    def timed(*args: Any, call: Any = evaluator.evaluate, **kwargs: Any) -> Any:
+        nonlocal answering
+        began = time.process_time()
+        reply = call(*args, **kwargs)
+        answering += time.process_time() - began
+        return reply
+
+    begun = search.make("sketch", options).start(evaluator.describe()[1], budget, 1)
+    evaluator.evaluate = timed  # type: ignore[method-assign]
+    before, started, ledger = _peak(), time.process_time(), Ledger(images=images, budget=budget)
+    rounds = list(steps(begun, evaluator, ledger=ledger, num_val=0, table=True, labels=labels))
+    spent = time.process_time() - started
+    return {
+        "evaluations": ledger.evaluations, "rounds": len(rounds), "loss": rounds[0].best_loss,
+        "best_loss": rounds[-1].best_loss, "before_gb": before, "peak_gb": _peak(),
+        "answering_s": answering / len(rounds), "searching_s": (spent - answering) / len(rounds),
+    }  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Exit codes: 0, 1 where the peak is above `--limit`, 2 for a user's mistake."""
+    parser = argparse.ArgumentParser(prog="keyhole bench memory", description=(__doc__ or "").split("\n")[0])
+    for name, value in (("images", 16000), ("classes", 1000), ("width", 512), ("k", 64), ("memory", 128)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--budget", type=float, default=134, help="evaluations; the memory should be full by then")
+    parser.add_argument("--limit", type=float, default=4.0, help="GB")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(arguments)
+    try:
+        found = run(given.images, given.classes, given.width, given.budget, {"k": given.k, "memory": given.memory})
+    except KeyholeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found) if given.json else "\n".join(f"{name:12} {value:.3f}" for name, value in found.items()))
+    return int(found["peak_gb"] > given.limit)
+
+
+def _unit(vectors: Array) -> Array:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Step sizes of `keyhole bench search`: one of five for each method, chosen on validation loss, its cost apart.
+
+`keyhole compare` chooses for each task by itself (tuning/choose.py); here one value serves all, as a default does.
+Knows nothing of how trials run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from bench.search_trials import Arm
+
+STEP_SIZES: dict[str, tuple[str, float]] = {
+    "sketch": ("reach", 0.6),
+    "momentum": ("radius", 0.3),
+    "cbbt": ("lr", 0.1),
+    "cbbt rule=adam": ("lr", 2e-3),
+    "spsa-gc": ("a", 0.01),
+    "bar": ("lr", 10.0),
+    "zip": ("a", 0.01),
+    "sharpzo": ("sigma", 0.4),
+    "bpt-vlm": ("sigma", 1.0),
+    "craft": ("sigma", 0.4),
+    "nevergrad": ("sigma", 1.0),
+}
+"""Label, method or family -> its option that is a step size, and the option's default."""
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Of the default: the values tried, the same for all methods."""
+
+
+def tried(arm: Arm) -> list[Arm]:
+    """The method at its five step sizes; none where it is told one, or has none.
+
+    >>> [found.label for found in tried(Arm.read("momentum"))][:2]
+    ['momentum radius=0.03', 'momentum radius=0.09']
+    """
+    names = (arm.label, arm.method, arm.method.partition(":")[0])
+    option, default = next((STEP_SIZES[name] for name in names if name in STEP_SIZES), ("", math.nan))
+    if not option or option in arm.options:
+        return []
+    words = [(factor, float(f"{factor * default:.6g}")) for factor in FACTORS]
+    return [
+        replace(arm, label=f"{arm.label} {option}={value:g}", options={**arm.options, option: value})
+        for _, value in words
+    ]
+
+
+def choose(arms: Sequence[Arm], run: Callable[[list[Arm]], list[dict[str, Any]]]) -> tuple[list[Arm], dict[str, Any]]:
+    """The methods at the step sizes of lowest validation loss, mean over tasks and seeds, and what was tried.
+
+    Args:
+        run: trials of all these, a labelled row each.
+    """
+    rows = run([candidate for arm in arms for candidate in tried(arm)])
+    kept, told = [], {}
+    for arm in arms:
+        candidates = tried(arm)
+        if not candidates:
+            kept.append(arm)
+            continue
+        mine = [[row for row in rows if row["label"] == candidate.label] for candidate in candidates]
+        losses = [float(np.mean([row["val_loss"] for row in found])) for found in mine]
+        best = _lowest(losses)
+        kept.append(replace(candidates[best], label=arm.label))
+        option = next(name for name in candidates[best].options if name not in arm.options)
+        told[arm.label] = {
+            "option": option,
+            "values": [candidate.options[option] for candidate in candidates],
+            "val_losses": losses,
+            "chosen": candidates[best].options[option],
+            "at_edge": best in (0, len(candidates) - 1),
+            "runs": sum(map(len, mine)),
+            "evaluations": sum(row["evaluations"] for found in mine for row in found),
+        }
+    return kept, told
+
+
+def _lowest(losses: Sequence[float]) -> int:
+    """Of equals the one nearest to the default: runs too short to tell them apart choose nothing else."""
+    default = FACTORS.index(1.0)
+    return min(range(len(losses)), key=lambda i: (np.nan_to_num(losses[i], nan=math.inf), abs(i - default)))
+
+
+def table(told: Mapping[str, Any]) -> str:
+    """Markdown: what was tried, the chosen in bold."""
+    spent = sum(entry["evaluations"] for entry in told.values())
+    lines = [f"Step sizes tried and their validation losses, means over tasks and seeds; {spent:,.0f} evaluations.\n"]
+    lines += ["| method | option | " + " | ".join(f"default x {factor:g}" for factor in FACTORS) + " | evaluations |"]
+    lines.append("|---" * (len(FACTORS) + 3) + "|")
+    for label, entry in told.items():
+        cells = []
+        for value, loss in zip(entry["values"], entry["val_losses"], strict=True):
+            mark = "**" if value == entry["chosen"] else ""
+            cells.append(f"{mark}{value:g}: {loss:.3f}{mark}")
+        lines.append(f"| `{label}` | `{entry['option']}` | {' | '.join(cells)} | {entry['evaluations']:,.0f} |")
+    return "\n".join(lines)

@@ -24,14 +24,14 @@ NUDGE = 0.02
 
 
 def arms() -> list[Arm]:
-    """The search without regularisation, whole and in parts."""
+    """The search, whole and in parts."""
     return [
-        Arm(label="sketch anchor=0", method="sketch", options={"anchor": 0.0}),
-        Arm(label="gradient steps on the table", method="bench.ablation:GradientSteps", options={"anchor": 0.0}),
-        Arm(label="losses only", method="bench.ablation:LossesOnly", options={"anchor": 0.0}),
-        Arm(label="no memory", method="sketch", options={"anchor": 0.0, "memory": Sketch().k}),
+        Arm(label="sketch", method="sketch", options={}),
+        Arm(label="gradient steps on the table", method="bench.ablation:GradientSteps", options={}),
+        Arm(label="losses only", method="bench.ablation:LossesOnly", options={}),
+        Arm(label="no memory", method="sketch", options={"memory": Sketch().k}),
         Arm(label="true leading directions (white box)", method="bench.ablation:TrueDirections",
-            options={"anchor": 0.0}),
+            options={}),
     ]  # fmt: skip
 
 

@@ -33,6 +33,8 @@ from tuning.run import problem_of, task_of
 
 TASKS = ("mini:digits", "mini:biased", "mini:bgcol", "mini:countw", "mini:color")
 SPLITS = ("train", "val", "test")
+CHUNK = 8
+"""Candidates encoded together."""
 PROMPTS = {"template": "head alone", "prompt": "with the prompt"}
 
 
@@ -41,19 +43,20 @@ def trial(task_uri: str, seed: int, method: str, options: Mapping[str, Any], bud
     from tuning.ceiling import coop
 
     began = time.process_time()
-    recipe = make_recipe({"task": task_uri, "box": box, "seed": seed, "pool": {"chunk": 8}})
+    recipe = make_recipe({"task": task_uri, "box": box, "seed": seed})
     task = task_of(recipe)
-    evaluator = Serial(problem_of(recipe, task), chunk=8)
+    made = search.make(method, options)
+    plain, evaluator = (Serial(problem_of(recipe, task, searched), chunk=CHUNK) for searched in (None, made))
     spec, dim, free = evaluator.describe()
-    made = search.fit_units(search.make(method, options), spec.text.sigma if spec.text else None)
+    made = search.fit_units(made, spec.text.sigma if spec.text else None)
     *_, last = steps(
         made.start(dim, budget, seed), evaluator, ledger=Ledger(images=len(task.train), budget=budget),
         num_val=len(task.val), free_looks=free, seed=seed, table=made.needs.table, labels=task.train.labels,
     )  # fmt: skip
-    thetas = {"template": np.zeros(dim, np.float32), "prompt": last.best.theta}
     return {
         **_settings(task_uri, seed, method, options, budget, box),
-        **{name: _heads(evaluator, task, theta, seed) for name, theta in thetas.items()},
+        "template": _heads(plain, task, np.zeros(plain.describe()[1], np.float32), seed),
+        "prompt": _heads(evaluator, task, last.best.theta, seed),
         "coop": coop(evaluator.problem.box, task, seed=seed).accuracy,
         "cpu_seconds": round(time.process_time() - began, 1),
     }

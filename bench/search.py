@@ -4,7 +4,7 @@ Each (method, task, seed, budget) is a run of its own, since schedules scale to 
 `trials.jsonl` and are not repeated when the command runs again, unless a setting or a default has changed.
 
     keyhole bench search --step-sizes      # each method's step size is chosen on validation first, apart
-    keyhole bench search --methods sketch:anchor=0,momentum --budgets 100,200 --seeds 1,2,3
+    keyhole bench search --methods sketch:anchor=0.2,momentum --budgets 100,200 --seeds 1,2,3
     keyhole bench search --ablation        # sketch with one part taken out at a time
 
 Knows nothing of how trials run.
@@ -28,7 +28,7 @@ from tuning.protocol import split_list
 
 TASKS = ("mini:digits", "mini:biased", "mini:bgcol", "mini:countw", "mini:color")
 METHODS = (
-    *("sketch", "sketch:anchor=0", "momentum", "nevergrad:DiagonalCMA", "nevergrad:CMA", "cbbt", "cbbt:rule=adam"),
+    *("sketch", "momentum", "nevergrad:DiagonalCMA", "nevergrad:CMA", "cbbt", "cbbt:rule=adam"),
     *("spsa-gc", "bar", "zip", "sharpzo", "bpt-vlm", "craft"),
 )
 """The first ones stand out in the pictures."""

@@ -43,7 +43,8 @@ def task_of(recipe: Recipe) -> Task:
 
 
 def prompt_of(recipe: Recipe, method: Method | None = None) -> PromptRecipe:
-    """The recipe's prompt, with what it leaves open: the kind that a method is for, its subspace of text, or full.
+    """The recipe's prompt, with what it leaves open: the kind that a method is for, its number of tokens,
+    its subspace of text, or full.
 
     Raises RecipeError for another kind than the method is for.
     """
@@ -53,6 +54,8 @@ def prompt_of(recipe: Recipe, method: Method | None = None) -> PromptRecipe:
         if prompt.name not in (PromptRecipe.name, own):
             raise RecipeError(f"prompt.name={prompt.name!r}: method {recipe.method} searches {own}; leave it out")
         prompt = replace(prompt, name=own)
+    if prompt.tokens is None and "text" in prompt.name and recipe.start is None:  # a start has as many as it has
+        prompt = replace(prompt, tokens=getattr(method, "tokens", None))
     if prompt.subspace is None:
         preferred = getattr(method, "subspace", None) if prompt.name == "text" else None
         prompt = replace(prompt, subspace=preferred or "full")

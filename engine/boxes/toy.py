@@ -68,9 +68,12 @@ class _Network:
         return np.stack([self._text_of_one(context.astype(np.float64), codes) for context in contexts])
 
     def _text_of_one(self, context: Array, codes: Array) -> Array:
+        # Other lengths than the template's see its weights again and again, their ends aligned, and count as much.
+        count = len(context)
+        into = self.into[: TOKENS * WIDTH].reshape(TOKENS, WIDTH, -1)[np.arange(-count, 0) % TOKENS]
         # einsum and not BLAS: the bits must not depend on P or on threads.
         hidden = np.tanh(
-            np.einsum("i,ih->h", context.reshape(-1), self.into[: TOKENS * WIDTH])
+            np.einsum("i,ih->h", context.reshape(-1), into.reshape(count * WIDTH, -1)) * (TOKENS / count)
             + np.einsum("ci,ih->ch", codes, self.into[TOKENS * WIDTH :])
         )
         return _normalised(np.einsum("ch,he->ce", hidden, self.out))
@@ -84,7 +87,7 @@ _NETWORK = _Network()
 
 
 class ToyBox:
-    """A `BlackBox` of NumPy alone. It accepts text contexts of the template's length.
+    """A `BlackBox` of NumPy alone. It accepts text contexts.
 
     >>> box, task = ToyBox(), toy_task(seed=1)
     >>> staged = box.stage(task.val.source)
@@ -123,13 +126,13 @@ class ToyBox:
 
         Raises:
             RefusedError: The prompt is not a text context.
-            ValueError: The context is not `(P, M, W)`.
+            ValueError: The context is not `(P, M, W)` of the toy's W.
         """
         if prompts.needs() - self.spec.accepts:
             raise RefusedError(f"the toy box accepts context, not {', '.join(sorted(prompts.needs()))}")
         contexts = _NETWORK.template[None].repeat(len(prompts), 0) if prompts.context is None else prompts.context
-        if contexts.shape[1:] != (TOKENS, WIDTH):
-            raise ValueError(f"context of shape {contexts.shape}: (P, {TOKENS}, {WIDTH}) is wanted")
+        if contexts.ndim != 3 or contexts.shape[2] != WIDTH:
+            raise ValueError(f"context of shape {contexts.shape}: (P, M, {WIDTH}) is wanted")
         self._work += Work(sequences=len(contexts) * len(self.spec.classes))
         text = _NETWORK.text(contexts, self.spec.classes)
         return keep_only(Outputs(text=text, image=staged[rows][None], scale=SCALE), self.spec.gives)

@@ -55,22 +55,24 @@ class Sketch:
     """How many of the probes are the last accepted moves."""
     radii: int = 2
     """Candidates tested at once, of different damping."""
-    spread: float = 4.0
+    spread: float = 2.5
     """Factor between the damping of neighbouring candidates."""
-    h: float = 0.05
+    h: float = 0.02
     """Length of a probe, as a share of the size of the whole prompt, template and theta."""
     reach: float = 0.6
     """Distance, as a share of the same size, over which the map bends so that a secant says no more than the prior."""
-    caution: float = 0.2
+    caution: float = 0.05
     """eps: what a step pays where the Jacobian is known, as a share of what it pays where nothing is."""
     damping: float = 0.1
     """First lambda."""
-    anchor: float = 0.2
+    anchor: float = 0.0
     """Share of the zero-shot scores in the target."""
     pull: float = 0.0
     """Weight of 1/2 the mean square of theta's entries in the loss: a pull to the template."""
 
     needs = Needs(gives=frozenset({"scores", "features"}), table=True)
+    tokens = 8
+    """Context tokens of text prompts unless told otherwise: with more room the map bends less."""
 
     def __post_init__(self) -> None:
         for name, least in (("k", 1), ("memory", 1), ("columns", 1), ("moves", 0), ("radii", 1)):
@@ -203,14 +205,14 @@ class SketchSearch:
         mid = self._theta.astype(np.float64) / math.sqrt(self._dim) + moved / 2
         self._U = np.concatenate([moved / length[:, None], self._U])
         self._mid = np.concatenate([mid, self._mid])
-        for name, part in tables.items():
-            across = np.stack([_across(self._table[name], table, name) for table in part[use]])
-            columns = (across / length.reshape(-1, 1, 1)).astype(np.float32)
-            self._Y[name] = np.concatenate([columns, self._Y[name]]) if name in self._Y else columns
         keep = np.sort(np.argsort(self._noise(), kind="stable")[: self._remembered])
-        if len(keep) < len(self._U):
-            self._U, self._mid = self._U[keep], self._mid[keep]
-            self._Y = {name: part[keep] for name, part in self._Y.items()}
+        self._U, self._mid = self._U[keep], self._mid[keep]
+        fresh, old = keep[keep < len(moved)], keep[keep >= len(moved)] - len(moved)
+        for name, part in tables.items():
+            base = self._table[name]
+            columns = [(_across(base, part[use][i], name) / length[i]).astype(np.float32) for i in fresh]
+            known = [self._Y[name][old]] if name in self._Y else []
+            self._Y[name] = np.concatenate([np.stack(columns), *known]) if columns else known[0]
 
     def _forget(self) -> None:
         self._U, self._mid, self._Y = self._U[:0], self._mid[:0], {}

@@ -244,7 +244,6 @@ def test_all_parts_of_the_ablation_run(tmp_path, capsys):
     assert search.main(words) == 0
     told = json.loads((tmp_path / "ablation.json").read_text())
     assert list(told["methods"]) == [arm.label for arm in ablation.arms()]
-    assert all(arm.options["anchor"] == 0 for arm in ablation.arms())
     zero = told["references"]["toy:"]["zero_shot_loss"]
     assert all(method["budgets"]["40"]["best_loss"][0] < zero for method in told["methods"].values())
     assert "losses only" in capsys.readouterr().out

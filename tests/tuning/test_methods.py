@@ -136,13 +136,17 @@ def test_heads_are_refused_too(tmp_path, world, monkeypatch, method):
         tuned(tmp_path, method, box)
 
 
-def test_a_method_brings_its_prompt_and_subspace_unless_told_otherwise():
+def test_a_method_brings_its_prompt_tokens_and_subspace_unless_told_otherwise():
     def resolved(method, **prompt):
         recipe = make_recipe({"method": method, "prompt": prompt})
         made = None if queryless.is_queryless(method) else make(method)
         found = prompt_of(recipe, made)
-        return found.name, found.subspace
+        return (found.name, found.subspace) + ((found.tokens,) if found.tokens else ())
 
+    assert resolved("sketch") == ("text", "full", 8)
+    assert resolved("sketch", tokens=3) == ("text", "full", 3)
+    assert resolved("sketch", name="text+pixels") == ("text+pixels", "full", 8)
+    assert resolved("sketch", name="pixels") == ("pixels", "full")
     assert resolved("zip") == ("text", "low-rank:5")
     assert resolved("zip", subspace="full") == ("text", "full")
     assert resolved("zip", name="pixels") == ("pixels", "full")

@@ -125,8 +125,8 @@ def test_prompts_that_it_does_not_accept_are_refused():
     staged = box.stage(toy_task().val.source)
     with pytest.raises(RefusedError, match="words"):
         box.answer(Prompts(count=1, words=("a {}",)), staged, ROWS)
-    with pytest.raises(ValueError, match=r"\(1, 3, 8\)"):
-        box.answer(Prompts(count=1, context=np.zeros((1, 3, 8), np.float32)), staged, ROWS)
+    with pytest.raises(ValueError, match=r"\(1, 4, 3\)"):
+        box.answer(Prompts(count=1, context=np.zeros((1, 4, 3), np.float32)), staged, ROWS)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -200,3 +200,13 @@ def test_every_scheme_has_an_opener_that_refuses_unknown_options(scheme):
     names = {"open_clip": "ViT-B-32,random", "mini": "resnet", "hf-hub": "a/b", "local-dir": ".", "toy": ""}
     with pytest.raises(RecipeError, match="nonsense"):
         opened(f"{scheme}:{names[scheme]}?nonsense=1")
+
+
+def test_a_template_said_twice_is_the_template():
+    box = opened()
+    staged = box.stage(toy_task().val.source)
+    context = box.spec.text.context
+    twice = box.answer(Prompts(count=1, context=np.concatenate([context, context])[None]), staged, ROWS).text
+    np.testing.assert_allclose(twice, box.answer(Prompts(count=1), staged, ROWS).text, rtol=0, atol=1e-6)
+    longer = box.answer(Prompts(count=1, context=np.concatenate([2 * context[:1], context])[None]), staged, ROWS).text
+    assert np.abs(longer - twice).max() > 1e-3

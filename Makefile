@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 demo: $(READY)
 	rm -rf runs/demo
-	$(BIN)/keyhole tune --task mini:digits --box mini:resnet --method momentum --budget 2000 --shots 16 --seed 1 --workers 2 --out runs/demo
+	$(BIN)/keyhole tune --task mini:digits --box mini:resnet --method sketch --budget 1000 --shots 16 --seed 1 --workers 2 --out runs/demo
 	@echo "--- read back from the artifact:"
 	$(BIN)/keyhole eval runs/demo
 

@@ -1,7 +1,7 @@
 """The front door: the command line and the Python API. It composes the rooms and decides nothing.
 
     import keyhole
-    result = keyhole.tune(task="mini:digits", method="momentum", budget=500, out="runs/digits")
+    result = keyhole.tune(task="mini:digits", budget=500, out="runs/digits")
 
 Knows nothing of models, methods or files beyond their names.
 """

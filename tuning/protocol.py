@@ -30,7 +30,7 @@ class Comparison:
 
     tasks: tuple[str, ...] = ("mini:digits",)
     """Task URIs."""
-    methods: tuple[Any, ...] = ("zero-shot", "momentum")
+    methods: tuple[Any, ...] = ("zero-shot", "sketch")
     """Names, or mappings of a name and options."""
     boxes: tuple[str, ...] = ("mini:resnet",)
     """Box URIs."""

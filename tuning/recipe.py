@@ -24,7 +24,7 @@ class PromptRecipe:
     name: str = "text"
     """Kind of prompt (`keyhole list prompts`)."""
     tokens: int | None = None
-    """Context tokens M; None: as many as the template has."""
+    """Context tokens M; null: as the method likes, else as many as the template has."""
     subspace: str | None = None
     """`full`, `random:D` (a number, or a share such as 1/4), of text also `vocabulary:K`, `low-rank:RANK`; null: as the
     method likes, else full."""
@@ -60,7 +60,7 @@ class Recipe:
     """Task URI."""
     box: str = "mini:resnet"
     """Box URI."""
-    method: str = "momentum"
+    method: str = "sketch"
     """Method name (`keyhole list methods`) or `package.module:Class`."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """The method's own settings: `method.radius=0.1` on the command line."""

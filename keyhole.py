@@ -272,7 +272,6 @@ def doctor_command(box: str | None, as_json: bool) -> None:
 BENCHES = {
     "tasks": "bench.admission",
     "evaluate": "bench.evaluate",
-    "evaluate-image": "bench.evaluate_image",
     "overhead": "bench.overhead",
     "search": "bench.search",
     "workers": "bench.workers",

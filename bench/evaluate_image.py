@@ -1,4 +1,4 @@
-"""What one pixel frame costs, side by side: `python -m bench.evaluate_image`.
+"""The image side of `keyhole bench evaluate`: what one pixel frame costs.
 
 open_clip models with random weights, B images, P frames; open_clip's own forward and ours take turns in one process,
 one thread, on CPU time. A ratio is the median of the paired ratios of the turns. The matrix rate is measured in every
@@ -9,15 +9,11 @@ Knows nothing of tasks, searches or accuracy.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from bench.evaluate import clock, matrix_rate, spread_of
+from bench.timing import clock, machine, matrix_rate, spread_of
 
 MODELS = ("ViT-B-32", "ViT-B-16")
 BARS = {"ViT-B-32": 1.21, "ViT-B-16": 1.11}
@@ -56,21 +52,14 @@ def run(
         rows = [_row(name, images, candidates, turns, device, seed) for name in models]
     finally:
         torch.set_num_threads(threads)
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "device": device if device == "cpu" else torch.cuda.get_device_name(device),
-        "torch": torch.__version__,
-        "threads": 1,
-        "vector": torch.backends.cpu.get_cpu_capability(),
-    }
-    return {"machine": machine, "candidates": candidates, "images": images, "image": rows}
+    return {"machine": machine(device), "candidates": candidates, "images": images, "image": rows}
 
 
 def table(result: dict[str, Any]) -> str:
     """The result of `run` as a markdown table, bars and all."""
-    machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+    where = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
     lines = [
-        f"P={result['candidates']} frames on B={result['images']} images, {machine}",
+        f"P={result['candidates']} frames on B={result['images']} images, {where}",
         "",
         "| model | ms a pair | times cheaper than open_clip's forward, a candidate at a time (bar) | "
         "than the same, all candidates together | FLOPs saved at the floor | GFLOP a pair at the floor | GFLOP/s | "
@@ -181,25 +170,3 @@ def plain_flops(*, layers: int, width: int, tokens: int, embed: int, patch: int)
     """The same as open_clip's forward does it."""
     linear = 2 * width**2 * 12 * layers * tokens
     return linear + 4 * width * layers * tokens**2 + 2 * width * embed + 2 * (tokens - 1) * patch * width
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m bench.evaluate_image`: print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quick", action="store_true", help="one model, two images, two turns")
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--images", type=int, default=4)
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    options = parser.parse_args(argv)
-    result = run(
-        models=options.models, images=options.images, turns=options.turns, device=options.device, quick=options.quick
-    )
-    print(table(result))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()

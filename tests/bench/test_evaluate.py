@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import evaluate
+from bench import evaluate, evaluate_image, evaluate_text
 from bench.class_names import class_names
 from bench.text_ways import TextWays, floor_flops, plain_flops
 from engine.boxes.packed_text import PackedText
@@ -24,12 +24,14 @@ def model():
     torch.manual_seed(0)
     vision = {"layers": 1, "width": 64, "head_width": 32, "patch_size": 32, "image_size": 32}
     text = {"layers": LAYERS, "width": WIDTH, "heads": 2}
-    return open_clip.CLIP(EMBED, vision, text).eval().requires_grad_(False)
+    made = open_clip.CLIP(EMBED, vision, text).eval().requires_grad_(False)
+    made.visual.preprocess_cfg = {"size": 32, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+    return made
 
 
 @pytest.fixture(scope="module")
 def tokens():
-    return tokenize_prompts(open_clip.SimpleTokenizer(), class_names("eurosat"), evaluate.TEMPLATE, 77)
+    return tokenize_prompts(open_clip.SimpleTokenizer(), class_names("eurosat"), evaluate_text.TEMPLATE, 77)
 
 
 def test_ways_agree_with_the_models_own_forward(model, tokens):
@@ -71,12 +73,17 @@ def test_class_lists():
 def test_a_run_tells_everything_the_table_prints(monkeypatch, model, tmp_path, capsys):
     monkeypatch.setattr(open_clip, "create_model", lambda *_args, **_options: copy.deepcopy(model))
     target = tmp_path / "numbers.json"
-    evaluate.main(["--models", "ViT-B-32", "--cases", "cifar10,4", "--turns", "2", "--json", str(target)])
+    evaluate.main(
+        ["--models", "ViT-B-32", "--cases", "cifar10,4", "--turns", "2", "--images", "2", "--json", str(target)]
+    )
     result = json.loads(target.read_text())
     (row,) = result["text"]
     assert (row["C"], row["M"], row["turns"], row["path"]) == (10, 4, 2, "packed")
-    assert row["difference"] <= evaluate.EXACT_BAR
+    assert row["difference"] <= evaluate_text.EXACT_BAR
     assert row["ratio"]["peers"]["least"] > 1
-    assert evaluate.table(result) in capsys.readouterr().out
+    (frame,) = result["image"]
+    assert frame["difference"] <= evaluate_text.EXACT_BAR and frame["ratio"]["own"]["median"] > 0
+    printed = capsys.readouterr().out
+    assert evaluate_text.table(result) in printed and evaluate_image.table(result) in printed
     result["text"][0]["ratio"]["peers"]["median"] = 1.0
-    assert "(15, missed)" in evaluate.table(result)
+    assert "(15, missed)" in evaluate_text.table(result)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bench.search_trials import Arm
+from engine.core import Array
 
 STEP_SIZES: dict[str, tuple[str, float]] = {
     "sketch": ("reach", 0.6),
@@ -64,14 +65,16 @@ def choose(arms: Sequence[Arm], run: Callable[[list[Arm]], list[dict[str, Any]]]
             kept.append(arm)
             continue
         mine = [[row for row in rows if row["label"] == candidate.label] for candidate in candidates]
-        losses = [float(np.mean([row["val_loss"] for row in found])) for found in mine]
-        best = _lowest(losses)
+        losses = np.array([[row["val_loss"] for row in sorted(found, key=_problem)] for found in mine])
+        ranks = _ranks(losses)
+        best = _lowest(ranks)
         kept.append(replace(candidates[best], label=arm.label))
         option = next(name for name in candidates[best].options if name not in arm.options)
         told[arm.label] = {
             "option": option,
             "values": [candidate.options[option] for candidate in candidates],
-            "val_losses": losses,
+            "ranks": ranks,
+            "val_losses": losses.mean(1).tolist(),
             "chosen": candidates[best].options[option],
             "at_edge": best in (0, len(candidates) - 1),
             "runs": sum(map(len, mine)),
@@ -80,22 +83,34 @@ def choose(arms: Sequence[Arm], run: Callable[[list[Arm]], list[dict[str, Any]]]
     return kept, told
 
 
-def _lowest(losses: Sequence[float]) -> int:
+def _problem(row: Mapping[str, Any]) -> tuple[str, int]:
+    return row["task"], row["seed"]
+
+
+def _ranks(losses: Array) -> list[float]:
+    """Mean rank of each value over the problems, `(values, problems)`, 0 the best: tasks differ a hundredfold in loss."""
+    told = np.nan_to_num(losses, nan=math.inf)
+    above = (told[:, None] > told).sum(1) + (np.equal(told[:, None], told).sum(1) - 1) / 2
+    return above.mean(-1).tolist()
+
+
+def _lowest(ranks: Sequence[float]) -> int:
     """Of equals the one nearest to the default: runs too short to tell them apart choose nothing else."""
-    default = FACTORS.index(1.0)
-    return min(range(len(losses)), key=lambda i: (np.nan_to_num(losses[i], nan=math.inf), abs(i - default)))
+    return min(range(len(ranks)), key=lambda i: (ranks[i], abs(i - FACTORS.index(1.0))))
 
 
 def table(told: Mapping[str, Any]) -> str:
     """Markdown: what was tried, the chosen in bold."""
     spent = sum(entry["evaluations"] for entry in told.values())
-    lines = [f"Step sizes tried and their validation losses, means over tasks and seeds; {spent:,.0f} evaluations.\n"]
+    lines = [
+        f"Step sizes tried and their mean rank by validation loss over tasks and seeds (0: best of all everywhere); {spent:,.0f} evaluations.\n"
+    ]
     lines += ["| method | option | " + " | ".join(f"default x {factor:g}" for factor in FACTORS) + " | evaluations |"]
     lines.append("|---" * (len(FACTORS) + 3) + "|")
     for label, entry in told.items():
         cells = []
-        for value, loss in zip(entry["values"], entry["val_losses"], strict=True):
+        for value, rank in zip(entry["values"], entry["ranks"], strict=True):
             mark = "**" if value == entry["chosen"] else ""
-            cells.append(f"{mark}{value:g}: {loss:.3f}{mark}")
+            cells.append(f"{mark}{value:g}: {rank:.1f}{mark}")
         lines.append(f"| `{label}` | `{entry['option']}` | {' | '.join(cells)} | {entry['evaluations']:,.0f} |")
     return "\n".join(lines)

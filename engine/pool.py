@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections import deque
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ DEPTH = 2
 """Calls in flight per actor: one runs while the next is already there."""
 OBJECT_STORE_BYTES = 512 * 2**20
 """Of a local Ray that the pool starts itself: only candidates and replies pass through it."""
+REACH_S = 10.0
+"""How long the head of a cluster may take to accept a connection."""
 OPENING_S = 600.0
 """How long a worker may take to start and to open the box, which may mean reading gigabytes of weights."""
 STRAGGLER_S = 5.0
@@ -304,6 +307,19 @@ def _cause(error: Any) -> BaseException:
     return cause if isinstance(cause, KeyholeError) else BoxError(f"a worker failed: {error}")
 
 
+def reach(address: str) -> None:
+    """Raise at once where there is no Ray at an address: Ray itself tries for many minutes before it says so."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if "/" in host or not host or not port.isdigit():
+        raise RecipeError(f"Ray address {address!r} must be HOST:PORT, as `ray start` prints it, or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        raise BoxError(f"no Ray at {address} ({error.strerror or error}); check --address and RAY_ADDRESS") from error
+
+
 def _connect(workers: int, cpus: float) -> tuple[Any, bool]:
     """The ray module, connected, and whether this process started the cluster."""
     try:
@@ -313,6 +329,7 @@ def _connect(workers: int, cpus: float) -> tuple[Any, bool]:
     if ray.is_initialized():
         return ray, False
     if os.environ.get("RAY_ADDRESS"):
+        reach(os.environ["RAY_ADDRESS"])
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return ray, False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

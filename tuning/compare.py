@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 
 from engine.errors import BoxError, RecipeError
 from engine.loop import Step
+from engine.pool import reach
 from tuning import choose, track
 from tuning.track import Board
 from tuning.trials import ERROR, TRIAL, carry_out, done, write_error, write_stopped
@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 TUNE = "tune"
 OBJECT_STORE_BYTES = 200 * 2**20
 """Of a local Ray that a comparison starts itself: trials pass nothing through it."""
-REACH_S = 10.0
-"""How long the head of a cluster may take to accept a connection."""
 HEARD_S = 1.0
 """A trial tells how far it is no more often than this: a report waits for the driver."""
 
@@ -302,7 +300,12 @@ class Connected:
             return
         address = self.cluster.address or os.environ.get("RAY_ADDRESS")
         if address:
-            _reach(address)
+            if address.startswith("ray://"):
+                raise RecipeError(
+                    f"address {address!r}: a comparison runs inside the cluster; submit it as a job: "
+                    "ray job submit --address http://HOST:8265 -- keyhole compare ..."
+                )
+            reach(address)
         ours = signal.getsignal(signal.SIGTERM)
         try:
             if address:
@@ -330,22 +333,6 @@ class Connected:
             import ray
 
             ray.shutdown()
-
-
-def _reach(address: str) -> None:
-    """Raise at once where there is no Ray at an address: Ray itself tries for many minutes before it says so."""
-    if address in ("auto", "local"):
-        return
-    host, _, port = address.rpartition(":")
-    if "/" in host or not host or not port.isdigit():
-        raise RecipeError(
-            f"address {address!r} must be HOST:PORT, as `ray start` prints it; from outside the cluster submit the "
-            "command as a job: ray job submit --address http://HOST:8265 -- keyhole compare ..."
-        )
-    try:
-        socket.create_connection((host, int(port)), timeout=REACH_S).close()
-    except OSError as error:
-        raise BoxError(f"no Ray at {address} ({error.strerror or error}); check --address and RAY_ADDRESS") from error
 
 
 def _room(resources: Mapping[str, Any], own: bool) -> None:

@@ -1,11 +1,13 @@
 import os
 import signal
+import socket
 import time
 
 import numpy as np
 import pytest
 from faults import SIGNAL
 
+from engine import pool
 from engine.boxes.toy import toy_task
 from engine.errors import BoxError, RecipeError
 from engine.pool import RayPool, Serial
@@ -144,3 +146,16 @@ def test_closed_pools_leave_no_worker(ray_local):
             return
         time.sleep(0.1)
     raise AssertionError(f"workers {pids} are still there")
+
+
+def test_an_address_without_a_cluster_is_said_at_once(monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = "{}:{}".format(*free.getsockname())
+    for told in (address, f"ray://{address}"):
+        monkeypatch.setenv("RAY_ADDRESS", told)
+        with pytest.raises(BoxError, match="no Ray at .*RAY_ADDRESS"):
+            pool._connect(1, 1.0)
+    monkeypatch.setenv("RAY_ADDRESS", "head")
+    with pytest.raises(RecipeError, match="HOST:PORT"):
+        pool._connect(1, 1.0)

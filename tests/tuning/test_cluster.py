@@ -104,7 +104,7 @@ def test_an_address_where_nobody_is():
     started = time.monotonic()
     with pytest.raises(BoxError, match="refused.*--address"), Connected(Cluster(address=f"127.0.0.1:{port}")):
         pass
-    for address in (f"ray://127.0.0.1:{port}", "head"):
-        with pytest.raises(RecipeError, match="HOST:PORT"), Connected(Cluster(address=address)):
+    for address, advice in ((f"ray://127.0.0.1:{port}", "submit"), ("head", "HOST:PORT")):
+        with pytest.raises(RecipeError, match=advice), Connected(Cluster(address=address)):
             pass
     assert time.monotonic() - started < 10

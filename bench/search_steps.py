@@ -52,7 +52,7 @@ def tried(arm: Arm) -> list[Arm]:
 
 
 def choose(arms: Sequence[Arm], run: Callable[[list[Arm]], list[dict[str, Any]]]) -> tuple[list[Arm], dict[str, Any]]:
-    """The methods at the step sizes of lowest validation loss, mean over tasks and seeds, and what was tried.
+    """The methods at the step sizes of lowest mean rank by validation loss over tasks and seeds, and what was tried.
 
     Args:
         run: trials of all these, a labelled row each.
@@ -88,7 +88,7 @@ def _problem(row: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def _ranks(losses: Array) -> list[float]:
-    """Mean rank of each value over the problems, `(values, problems)`, 0 the best: tasks differ a hundredfold in loss."""
+    """Mean rank over problems of losses `(values, problems)`, 0 the best: tasks differ a hundredfold in loss."""
     told = np.nan_to_num(losses, nan=math.inf)
     above = (told[:, None] > told).sum(1) + (np.equal(told[:, None], told).sum(1) - 1) / 2
     return above.mean(-1).tolist()
@@ -102,9 +102,7 @@ def _lowest(ranks: Sequence[float]) -> int:
 def table(told: Mapping[str, Any]) -> str:
     """Markdown: what was tried, the chosen in bold."""
     spent = sum(entry["evaluations"] for entry in told.values())
-    lines = [
-        f"Step sizes tried and their mean rank by validation loss over tasks and seeds (0: best of all everywhere); {spent:,.0f} evaluations.\n"
-    ]
+    lines = [f"Step sizes tried, mean rank by validation loss (0: best everywhere); {spent:,.0f} evaluations.\n"]
     lines += ["| method | option | " + " | ".join(f"default x {factor:g}" for factor in FACTORS) + " | evaluations |"]
     lines.append("|---" * (len(FACTORS) + 3) + "|")
     for label, entry in told.items():

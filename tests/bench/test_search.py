@@ -62,22 +62,23 @@ def test_every_method_has_a_step_size_and_its_default_is_among_the_five(word):
     assert search_steps.tried(candidates[0]) == []
 
 
-def test_the_step_size_of_lowest_validation_loss_is_taken():
+def test_the_step_size_of_lowest_rank_by_validation_loss_is_taken():
     def run(arms):
-        losses = {"momentum radius=0.9": (0.9, 0.1), "momentum radius=0.3": (0.2, 0.9)}
+        # On task c, whose losses are large, 0.3 is far ahead; 0.9 is best more often.
+        losses = {"momentum radius=0.9": (0.1, 0.1, 40.0), "momentum radius=0.3": (0.2, 0.9, 1.0)}
         return [
-            {"label": arm.label, "val_loss": loss, "best_loss": -1.0, "evaluations": 50.0}
+            {"label": arm.label, "task": task, "seed": 1, "val_loss": loss, "best_loss": -1.0, "evaluations": 50.0}
             for arm in arms
-            for loss in losses.get(arm.label, (2.0, 2.0))
+            for task, loss in zip("abc", losses.get(arm.label, (2.0, 2.0, 50.0)), strict=True)
         ]
 
     arms, told = search_steps.choose([Arm.read("momentum"), Arm.read("bar:lr=1"), Arm.read("zip")], run)
     assert arms[:2] == [Arm(label="momentum", method="momentum", options={"radius": 0.9}), Arm.read("bar:lr=1")]
     assert arms[2].options == {"a": 0.01}, "all alike: the default"
     assert told.keys() == {"momentum", "zip"}
-    assert told["momentum"]["evaluations"] == 500 and not told["momentum"]["at_edge"]
+    assert told["momentum"]["evaluations"] == 750 and not told["momentum"]["at_edge"]
     text = search_steps.table(told)
-    assert "**0.9: 0.500**" in text and "1,000 evaluations" in text
+    assert "**0.9: 0.3**" in text and "1,500 evaluations" in text
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from faults import SIGNAL
 
-from engine import pool
 from engine.boxes.toy import toy_task
 from engine.errors import BoxError, RecipeError
-from engine.pool import RayPool, Serial
+from engine.pool import RayPool, Serial, _connect
 from engine.problem import ProblemSpec
 
 pytestmark = pytest.mark.ray
@@ -155,7 +154,7 @@ def test_an_address_without_a_cluster_is_said_at_once(monkeypatch):
     for told in (address, f"ray://{address}"):
         monkeypatch.setenv("RAY_ADDRESS", told)
         with pytest.raises(BoxError, match="no Ray at .*RAY_ADDRESS"):
-            pool._connect(1, 1.0)
+            _connect(1, 1.0)
     monkeypatch.setenv("RAY_ADDRESS", "head")
     with pytest.raises(RecipeError, match="HOST:PORT"):
-        pool._connect(1, 1.0)
+        _connect(1, 1.0)

@@ -97,7 +97,7 @@ def test_other_methods_leave_the_same_folder(tmp_path, capsys, method):
         (("--out", "/proc/nowhere/run"), "cannot be written"),
         (("--workers", "-2"), "workers=-2"),
         (("bugdet=5",), "unknown recipe key 'bugdet', did you mean 'budget'"),
-        (("method.radios=5",), "did you mean 'radius'"),
+        (("method.radios=5",), "did you mean 'radii'"),
         (("no-such-recipe.yaml",), "cannot be read"),
         (("--frobnicate",), "No such option"),
     ],

@@ -172,7 +172,7 @@ def wait_for(condition, process, seconds=90):
 LONG = ("--task", "toy:", "--box", "toy:", "--seed", "3", "checkpoint_s=0.01")
 
 
-@pytest.mark.parametrize("method", ["momentum", "nevergrad:DiagonalCMA"])
+@pytest.mark.parametrize("method", ["sketch", "momentum", "nevergrad:DiagonalCMA"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, capsys, method, number):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -216,13 +216,14 @@ def test_a_head_joins_a_prompt(tmp_path, capsys):
 
 
 @pytest.mark.ray
-def test_the_same_bits_for_any_workers_and_after_a_kill(tmp_path, capsys, ray_local):
+@pytest.mark.parametrize("method", ["sketch", "momentum"])
+def test_the_same_bits_for_any_workers_and_after_a_kill(tmp_path, capsys, ray_local, method):
     """ARCHITECTURE.md's promise, on the embedded model: workers 0, 1, 2, 3, and 2 with one killed in the middle."""
     from tuning.recipe import make_recipe
     from tuning.run import Tuning
 
     def tuned(name: str, workers: int, kill: bool = False):
-        recipe = make_recipe({"method": "momentum", "budget": 60, "workers": workers, "shots": 4, "pool": {"chunk": 1}})
+        recipe = make_recipe({"method": method, "budget": 60, "workers": workers, "shots": 4, "pool": {"chunk": 1}})
         tuning = Tuning(recipe, tmp_path / name)
         for step in tuning:
             if kill and step.step == 5:

@@ -17,7 +17,8 @@ from bench.search_trials import Arm
 from engine.core import Array, Feedback, Outputs, Reply
 from engine.search import sketch
 from engine.search.sketch import Sketch, SketchSearch
-from engine.search.solver import Linear, Scores, Target, sums
+from engine.search.solver import Target, sums
+from engine.search.tables import Linear, Scores
 
 NUDGE = 0.02
 """Of one entry of theta, for the true Jacobian by finite differences."""

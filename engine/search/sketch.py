@@ -28,7 +28,8 @@ import numpy as np
 from engine import noise
 from engine.core import Array, Feedback, Needs, Outputs
 from engine.errors import ArtifactError, RecipeError, RefusedError
-from engine.search.solver import Features, Linear, Scores, Target, mixed, solve, sums
+from engine.search.solver import Target, solve, sums
+from engine.search.tables import Features, Linear, Scores, mixed
 
 Parts = dict[str, Array]
 """A table, or a stack of them, by what it holds: `scores`, or `text` and `image` features."""

@@ -18,9 +18,7 @@ from functools import cached_property
 import numpy as np
 
 from engine.core import Array
-from engine.search.tables import Features, Linear, Scores, blocks, mixed, mixed_once, row_blocks
-
-__all__ = ["Features", "Linear", "Scores", "Sums", "Target", "mixed", "solve", "sums"]
+from engine.search.tables import Linear, blocks, mixed_once, row_blocks
 
 CURVED = 2**24
 """Most entries of the slopes that one Hessian looks at; of larger tables it takes evenly spaced rows."""

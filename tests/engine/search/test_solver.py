@@ -8,7 +8,8 @@ import pytest
 from scipy.optimize import approx_fprime, check_grad, minimize
 
 from engine.search import solver, tables
-from engine.search.solver import Features, Scores, Target, mixed, solve, sums
+from engine.search.solver import Target, solve, sums
+from engine.search.tables import Features, Scores, mixed
 
 B, C, E, K, n = 10, 4, 6, 5, 7
 LABELS = np.arange(B) % C

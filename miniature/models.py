@@ -28,7 +28,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 INTERPOLATION = "bicubic"
 HASHES = {
     "resnet": "00cb2c83919d817eb4067249354236d0bb1465cfacf67996c7fd8f9f3ef49f58",
-    "vit": "930cf2d4d8a4354ab829e038ffdc498700ea0ffbb39353931646a1c0af699e55",
+    "vit": "b0c5452d4b33a66e7d6a1d75812f0d56c729c9c1ae5bb32d0bc877747bbf7c4a",
 }
 """SHA-256 of each shipped file: which weights the numbers in README.md belong to."""
 _FOLDER = Path(__file__).parent / "weights"

@@ -96,22 +96,35 @@ class Problem:
 
     def evaluate(self, thetas: Array, rows: Array | None = None, split: str = "train", table: bool = False) -> Reply:
         """Losses of `(P, d)` candidates on these rows of a split (None: all); NaN where an answer is not finite."""
+        reply = self._reply(self.prompt.decode(thetas), rows, split, table)
+        return replace(reply, bytes=thetas.nbytes + 16 * len(thetas))  # candidates there; a loss and a count back
+
+    def beside_template(self, theta: Array, split: str = "test") -> Reply:
+        """The template itself and then a candidate on a whole split; the template alone where they are the same.
+
+        theta = 0 need not be the template: with more tokens than it has, its words are repeated.
+        """
+        prompts, spec = self.prompt.decode(theta[None]), self.box.spec.text
+        same = prompts.context is None or (spec is not None and np.array_equal(prompts.context[0], spec.context))
+        both = [Prompts(count=1)] + [prompts] * bool(theta.any() or not same)
+        return join([self._reply(each, None, split, False) for each in both])
+
+    def _reply(self, prompts: Prompts, rows: Array | None, split: str, table: bool) -> Reply:
         if rows is None:
             rows = np.arange(len(self.spec.splits[split]))
         staged = self._stage(split)[1]
         self.box.work()  # what was done besides (a canary, a head's features) is not this answer's
-        outputs = self.answer(self.prompt.decode(thetas), rows, split)
+        outputs = self.answer(prompts, rows, split)
         labels = self.spec.splits[split].labels[rows]
         losses = np.asarray(self.objective(outputs, labels), np.float64)
         return Reply(
             losses=np.where(np.isfinite(losses), losses, np.nan),
-            correct=(outputs.predictions() == labels).sum(-1).astype(np.int64).reshape(len(thetas)),
-            pairs=len(thetas) * len(rows),
+            correct=(outputs.predictions() == labels).sum(-1).astype(np.int64).reshape(len(prompts)),
+            pairs=len(prompts) * len(rows),
             work=self.box.work(),
             split=split,
             staged=staged,
             outputs=outputs if table else None,
-            bytes=thetas.nbytes + 16 * len(thetas),  # candidates there; a loss and a count back
         )
 
     def cross_entropy(self, theta: Array, split: str = "train") -> float | None:

@@ -207,6 +207,14 @@ def test_a_warm_start_begins_where_the_other_run_ended(tmp_path, capsys):
     assert code == 2 and "does not fit this run" in err
 
 
+def test_zero_shot_is_the_template_whatever_the_tokens(tmp_path, capsys):
+    base = ("tune", "--task", "mini:digits", "--budget", "8", "shots=1", "--json")
+    template = json.loads(run(capsys, *base, "--method", "zero-shot", "--out", str(tmp_path / "zero"))[1])
+    tuned = json.loads(run(capsys, *base, "--method", "sketch", "--out", str(tmp_path / "tuned"))[1])
+    assert tuned["zero_shot_accuracy"] == template["accuracy"] != tuned["accuracy"]
+    assert tuned["test_pairs"] == 2 * template["test_pairs"]
+
+
 def test_a_head_joins_a_prompt(tmp_path, capsys):
     code, out, err = run(capsys, *SMALL, "head=clip-adapter", "--out", str(tmp_path / "run"), "--json")
     assert code == 0, err

@@ -55,8 +55,7 @@ def of_prompt(
     theta: Array, task: Task, evaluator: Evaluator, ledger: Ledger, *, val_accuracy: float, train_loss: float | None
 ) -> Outcome:
     """The outcome of a prompt: the test split read once for the template and once for theta."""
-    thetas = np.stack([np.zeros_like(theta), theta])[: 2 if theta.any() else 1]
-    reply = evaluator.evaluate(thetas, None, split="test")
+    reply = evaluator.call("beside_template", theta)
     ledger.charge_test(reply)
     accuracies = [int(right) / len(task.test) for right in reply.correct]
     return Outcome(
@@ -114,8 +113,7 @@ def _of_trained(
 ) -> Outcome:
     labels = {"train": task.train.labels, "val": task.val.labels, "test": task.test.labels}
     scores = {split: head.scores(table) for split, table in rows.items()}
-    template = np.stack([np.zeros_like(theta), theta])[: 2 if theta.any() else 1]
-    reply = evaluator.evaluate(template, None, split="test")
+    reply = evaluator.call("beside_template", theta)
     ledger.charge_test(reply)
     return Outcome(
         theta=theta,

@@ -271,7 +271,8 @@ def _panel(axis: Any, summary: Mapping[str, Any], panel: str, name: str, styles:
             axis.axhline(float(np.mean([told[key] for told in shown])), **style)
     if name == "best_loss":
         axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        low, high = axis.get_ylim()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if high < 1e3 * low else (1,)))
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
         axis.yaxis.set_minor_locator(NullLocator())
     axis.set_xscale("log")

@@ -67,9 +67,9 @@ class Sketch:
     damping: float = 0.1
     """First lambda."""
     anchor: float = 0.0
-    """Share of the zero-shot scores in the target."""
+    """Share of the scores at theta = 0 in the target."""
     pull: float = 0.0
-    """Weight of 1/2 the mean square of theta's entries in the loss: a pull to the template."""
+    """Weight of 1/2 the mean square of theta's entries in the loss: a pull to theta = 0."""
 
     needs = Needs(gives=frozenset({"scores", "features"}), table=True)
     tokens = 8

@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from bench.search_trials import Arm
 from engine.core import Array, Feedback, Outputs, Reply
 from engine.search import sketch
 from engine.search.sketch import Sketch, SketchSearch
-from engine.search.solver import Target, sums
-from engine.search.tables import Linear, Scores
+from engine.search.solver import Paid, Target, mean_loss
+from engine.search.tables import Table
 
 NUDGE = 0.02
 """Of one entry of theta, for the true Jacobian by finite differences."""
@@ -57,13 +58,15 @@ class _GradientSearch(SketchSearch):
             sketch.solve = solve
 
 
-def _gradient_step(
-    table: Linear, target: Target, precision: Array, linear: Array | None = None, start: Array | None = None
-) -> Array:
+def _gradient_step(table: Table, target: Target, mix: Array, paid: Paid, start: Array | None = None) -> Array:
     """As `solver.solve`, the loss on the table replaced by its tangent plane at a = 0."""
-    here = sums(table, target, np.zeros(table.count))
-    assert here.gradient is not None
-    return -np.linalg.solve(precision, here.gradient / here.rows + (0.0 if linear is None else linear))
+    parts, num, memory = mix.shape
+    _, by_weights = mean_loss(table, target, np.zeros((parts, memory)))
+    slope = np.matmul(mix, by_weights[..., None])[..., 0].ravel()
+    # What is paid is quadratic: its gradients at zero and at the unit steps are all of it.
+    first = paid(np.zeros((parts, num)))[1].ravel()
+    curved = np.stack([paid(unit.reshape(parts, num))[1].ravel() - first for unit in np.eye(parts * num)])
+    return -np.linalg.solve(curved, slope + first).reshape(parts, num)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -72,10 +75,13 @@ def _gradient_step(
 
 @dataclass(frozen=True, kw_only=True)
 class LossesOnly(Sketch):
-    """sketch that is told one number a candidate, as every scalar rule is. `anchor` has to be 0."""
+    """sketch that is told one number a candidate, as every scalar rule is. `anchor` has to be 0.
+
+    One number does not fall into classes, so neither does theta.
+    """
 
     def start(self, dim: int, budget: float, seed: int) -> SketchSearch:
-        return _LossSearch(self, dim, budget, seed)
+        return _LossSearch(replace(self, parts=1), dim, budget, seed)
 
 
 class _LossSearch(SketchSearch):
@@ -95,8 +101,9 @@ class _LossSearch(SketchSearch):
 class TrueDirections(Sketch):
     """sketch that probes along the gradient and the leading directions of curvature of the true map, at no cost.
 
-    Those of sum_n J_n^T (diag(p_n) - p_n p_n^T) J_n, with J_n the true Jacobian of row n's scores: the right singular
-    directions of the Jacobian, each score weighed as the loss weighs it.
+    Those of sum_nc p_nc (1 - p_nc) J_nc^T J_nc, with J_nc the true derivative of a score by its class's own context (by
+    the context of all, where there is one): the right singular directions of the Jacobian, each score weighed as the
+    loss weighs it.
     """
 
     def start(self, dim: int, budget: float, seed: int) -> SketchSearch:
@@ -110,12 +117,13 @@ class _InformedSearch(SketchSearch):
 
     def _directions(self, count: int) -> Array:
         theta = self.recommend()
-        nudged = theta + NUDGE * np.eye(len(theta), dtype=np.float32)
+        # Every class is moved at once: its scores follow its own part alone.
+        nudged = theta + NUDGE * np.tile(np.eye(self._width, dtype=np.float32), self._parts)
         outputs: Any = self._evaluate(np.concatenate([theta[None], nudged])).outputs
         scores = outputs.logits().astype(np.float64)
-        table = Scores(base=scores[0], tables=(scores[1:] - scores[0]) / NUDGE)
-        here = sums(table, Target(labels=self._truth), np.zeros(len(theta)))
-        assert here.gradient is not None and here.hessian is not None
-        leading = np.linalg.eigh(here.hessian)[1][:, ::-1]
-        Q, R = np.linalg.qr(np.concatenate([here.gradient[:, None], leading[:, : count - 1]], axis=1))
+        slopes = ((scores[1:] - scores[0]) / NUDGE).reshape(self._width, -1)
+        shares = softmax(scores[0], axis=-1)
+        leading = np.linalg.eigh((slopes * (shares * (1 - shares)).ravel()) @ slopes.T)[1][:, ::-1]
+        gradient = slopes @ (shares - np.eye(shares.shape[1])[self._truth]).ravel()
+        Q, R = np.linalg.qr(np.concatenate([gradient[:, None], leading[:, : count - 1]], axis=1))
         return (Q * np.where(np.diagonal(R) < 0, -1.0, 1.0)).T

@@ -29,7 +29,7 @@ from engine.objectives import cross_entropy
 from engine.pool import Serial
 from engine.score_heads import log_probabilities
 from tuning.recipe import make_recipe
-from tuning.run import problem_of, task_of
+from tuning.run import fitted, problem_of, prompt_of, task_of
 
 TASKS = ("mini:digits", "mini:biased", "mini:bgcol", "mini:countw", "mini:color")
 SPLITS = ("train", "val", "test")
@@ -48,7 +48,7 @@ def trial(task_uri: str, seed: int, method: str, options: Mapping[str, Any], bud
     made = search.make(method, options)
     plain, evaluator = (Serial(problem_of(recipe, task, searched), chunk=CHUNK) for searched in (None, made))
     spec, dim, free = evaluator.describe()
-    made = search.fit_units(made, spec.text.sigma if spec.text else None)
+    made = fitted(made, prompt_of(recipe, made), spec)
     *_, last = steps(
         made.start(dim, budget, seed), evaluator, ledger=Ledger(images=len(task.train), budget=budget),
         num_val=len(task.val), free_looks=free, seed=seed, table=made.needs.table, labels=task.train.labels,

@@ -28,8 +28,9 @@ from tuning.protocol import split_list
 
 TASKS = ("mini:digits", "mini:biased", "mini:bgcol", "mini:countw", "mini:color")
 METHODS = (
-    *("sketch", "momentum", "nevergrad:DiagonalCMA", "nevergrad:CMA", "cbbt", "cbbt:rule=adam"),
-    *("spsa-gc", "bar", "zip", "sharpzo", "bpt-vlm", "craft"),
+    *("sketch", "sketch:coupling=0", "sketch:prompt.per_class=false", "momentum", "nevergrad:DiagonalCMA"),
+    *("nevergrad:CMA", "cbbt", "cbbt:rule=adam", "spsa-gc", "bar", "zip", "sharpzo", "bpt-vlm", "craft"),
+    *(f"{name}:prompt.per_class=true" for name in ("momentum", "nevergrad:DiagonalCMA", "cbbt:rule=adam")),
 )
 """The first ones stand out in the pictures."""
 BUDGETS = (100, 200, 500, 1000, 2000, 5000)

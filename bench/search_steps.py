@@ -15,6 +15,7 @@ import numpy as np
 
 from bench.search_trials import Arm
 from engine.core import Array
+from tuning.spaces import in_words
 
 STEP_SIZES: dict[str, tuple[str, float]] = {
     "sketch": ("reach", 0.6),
@@ -30,7 +31,7 @@ STEP_SIZES: dict[str, tuple[str, float]] = {
     "nevergrad": ("sigma", 1.0),
 }
 """Label, method or family -> its option that is a step size, and the option's default."""
-FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+FACTORS = (0.3, 1.0, 3.0, 10.0, 30.0)
 """Of the default: the values tried, the same for all methods."""
 
 
@@ -38,9 +39,9 @@ def tried(arm: Arm) -> list[Arm]:
     """The method at its five step sizes; none where it is told one, or has none.
 
     >>> [found.label for found in tried(Arm.read("momentum"))][:2]
-    ['momentum radius=0.03', 'momentum radius=0.09']
+    ['momentum radius=0.09', 'momentum radius=0.3']
     """
-    names = (arm.label, arm.method, arm.method.partition(":")[0])
+    names = (f"{arm.method} {in_words(arm.options)}", arm.method, arm.method.partition(":")[0])
     option, default = next((STEP_SIZES[name] for name in names if name in STEP_SIZES), ("", math.nan))
     if not option or option in arm.options:
         return []

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from engine.loop import steps
 from tuning.opened import opened
 from tuning.outcome import of_head, of_prompt
 from tuning.recipe import Recipe, make_recipe
-from tuning.run import prompt_of, refuse
+from tuning.run import fitted, prompt_of, refuse
 from tuning.spaces import in_words
 
 CHUNK = 32
@@ -41,21 +41,28 @@ class Arm:
     label: str
     method: str
     options: Mapping[str, Any]
+    prompt: Mapping[str, Any] = field(default_factory=dict)
+    """Its own settings of the prompt."""
 
     @classmethod
     def read(cls, word: str) -> Arm:
-        """From the command line's `name:option=value:option=value`.
+        """From the command line's `name:option=value:prompt.setting=value`.
 
-        >>> Arm.read("nevergrad:CMA:sigma=0.3")
-        Arm(label='nevergrad:CMA sigma=0.3', method='nevergrad:CMA', options={'sigma': 0.3})
+        >>> Arm.read("nevergrad:CMA:sigma=0.3:prompt.per_class=true")
+        Arm(label='nevergrad:CMA sigma=0.3 per_class=True', method='nevergrad:CMA', options={'sigma': 0.3},
+            prompt={'per_class': True})
 
         Raises RecipeError for a method or an option that nobody has.
         """
         parts = word.split(":")
         name = ":".join(part for part in parts if "=" not in part)
-        given = make_recipe({"method": {"name": name}}, [f"method.{part}" for part in parts if "=" in part])
+        settings = [part if part.startswith("prompt.") else f"method.{part}" for part in parts if "=" in part]
+        given = make_recipe({"method": {"name": name}}, settings)
         search.make(name, given.options)
-        return cls(label=f"{name} {in_words(given.options)}".strip(), method=name, options=dict(given.options))
+        prompt = {part.name: value for part in fields(given.prompt)
+                  if (value := getattr(given.prompt, part.name)) != part.default}  # fmt: skip
+        label = " ".join([name, *filter(None, map(in_words, (given.options, prompt)))])
+        return cls(label=label, method=name, options=dict(given.options), prompt=prompt)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +81,13 @@ class Job:
     prompt: str
     subspace: str
     tokens: int | None
+    per_class: bool | None
 
     @classmethod
     def of(cls, arm: Arm, task: str, seed: int, budget: float, where: Mapping[str, Any]) -> Job:
         """The trial of an arm. `where` holds `box`, `shots` and `prompt`, as in a recipe."""
         made = None if arm.method == REFERENCE else search.make(arm.method, arm.options)
-        prompt = prompt_of(make_recipe({"prompt": where["prompt"]}), made)
+        prompt = prompt_of(make_recipe({"prompt": {**where["prompt"], **arm.prompt}}), made)
         return cls(
             task=task,
             method=arm.method,
@@ -92,12 +100,13 @@ class Job:
             prompt=prompt.name,
             subspace=prompt.subspace or "full",
             tokens=prompt.tokens,
+            per_class=prompt.per_class,
         )
 
     @property
     def recipe(self) -> Recipe:
         """What is opened for it."""
-        prompt = {"name": self.prompt, "subspace": self.subspace, "tokens": self.tokens}
+        prompt = {"name": self.prompt, "subspace": self.subspace, "tokens": self.tokens, "per_class": self.per_class}
         where = {"task": self.task, "box": self.box, "shots": self.shots, "seed": self.seed}
         return make_recipe({**where, "prompt": prompt, "pool": {"chunk": CHUNK}})
 
@@ -113,7 +122,7 @@ def trial(job: Job) -> dict[str, Any]:
     task, evaluator = opened(job.recipe, made)
     spec, dim, free = evaluator.call("describe")
     refuse(made, job.method, spec)
-    made = search.fit_units(made, spec.text.sigma if spec.text and job.prompt == "text" else None)
+    made = fitted(made, job.recipe.prompt, spec)
     begun: Any = made.start(dim, job.budget, job.seed)
     if hasattr(begun, "introduce"):
         begun.introduce(evaluator.call("pool"))

@@ -21,7 +21,7 @@ from engine.ledger import Ledger
 from engine.loop import steps
 from engine.pool import Serial
 from tuning.recipe import make_recipe
-from tuning.run import problem_of, task_of
+from tuning.run import fitted, problem_of, prompt_of, task_of
 
 METHODS = ("momentum", "nevergrad:DiagonalCMA")
 
@@ -33,15 +33,15 @@ def run(task_uri: str, box: str, methods: Sequence[str], budget: float, chunk: i
     shares: dict[str, list[tuple[float, float, float]]] = {method: [] for method in methods}
     for _ in range(turns):
         for method in methods:
-            evaluator = Serial(problem_of(recipe, task), chunk=chunk)
+            made = search.make(method)
+            evaluator = Serial(problem_of(recipe, task, made), chunk=chunk)
             evaluator.fingerprint()  # staging and first calls happen once a run and are not part of the rate
             spent = {"encoder": 0.0, "worker": 0.0}
             tower: Any = evaluator.problem.box
             tower.text_tower.encode = _timed(tower.text_tower.encode, spent, "encoder")
             evaluator.problem.evaluate = _timed(evaluator.problem.evaluate, spent, "worker")  # type: ignore[method-assign]
-            text = evaluator.problem.box.spec.text
-            made = search.fit_units(search.make(method), text.sigma if text else None)
-            _, dim, free = evaluator.describe()
+            spec, dim, free = evaluator.describe()
+            made = fitted(made, prompt_of(recipe, made), spec)
             ledger = Ledger(images=len(task.train), budget=budget)
             started = time.thread_time()
             for _step in steps(

@@ -33,7 +33,7 @@ class Prompts:
     count: int
     """P. Explicit, because a prompt may leave every part at the template."""
     context: Array | None = None
-    """`(P, M, W)` float32 text context vectors; None: the template's own."""
+    """`(P, M, W)` float32 text context vectors, or `(P, C, M, W)`, a context per class; None: the template's own."""
     pixels: Array | None = None
     """`(P, 3, H, H)` float32, added to the image (in [0, 1] units, before normalisation)."""
     words: tuple[str, ...] | None = None

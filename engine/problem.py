@@ -105,7 +105,11 @@ class Problem:
         theta = 0 need not be the template: with more tokens than it has, its words are repeated.
         """
         prompts, spec = self.prompt.decode(theta[None]), self.box.spec.text
-        same = prompts.context is None or (spec is not None and np.array_equal(prompts.context[0], spec.context))
+        same = prompts.context is None or (
+            spec is not None
+            and prompts.context.shape[-2:] == spec.context.shape
+            and bool((prompts.context == spec.context).all())
+        )
         both = [Prompts(count=1)] + [prompts] * bool(theta.any() or not same)
         return join([self._reply(each, None, split, False) for each in both])
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engine.artifact import Artifact
 from keyhole import main
 
 SMALL = ("tune", "--task", "toy:", "--box", "toy:", "--method", "momentum", "--budget", "60", "--seed", "3")
@@ -205,6 +206,24 @@ def test_a_warm_start_begins_where_the_other_run_ended(tmp_path, capsys):
     assert after["train_loss"] < before["train_loss"] and after["zero_shot_accuracy"] == before["zero_shot_accuracy"]
     code, _, err = run(capsys, *SMALL, "prompt.tokens=2", "--from", first, "--out", str(tmp_path / "third"))
     assert code == 2 and "does not fit this run" in err
+
+
+def test_a_context_per_class_is_tuned_read_back_continued_and_shared_with_new_classes(tmp_path, capsys):
+    base, new, warm = (str(tmp_path / name) for name in ("base", "new", "warm"))
+    digits = ("tune", "--task", "mini:digits", "--method", "sketch", "--budget", "40", "shots=2", "--json")
+    tuned = json.loads(run(capsys, *digits, "half=base", "--out", base)[1])
+    context = Artifact.load(base).arrays["context"]
+    assert context.ndim == 3 and len(context) == 5
+    assert json.loads(run(capsys, "eval", base, "--json")[1])["accuracy"] == tuned["accuracy"]
+    # Classes that it was not tuned for get the mean of the contexts.
+    read = json.loads(run(capsys, "eval", base, "--task", "mini:color", "--json")[1])
+    artifact = Artifact.load(base)
+    artifact.arrays["context"] = context.mean(0)
+    artifact.save(new)
+    assert json.loads(run(capsys, "eval", new, "--task", "mini:color", "--json")[1])["accuracy"] == read["accuracy"]
+    after = json.loads(run(capsys, *digits, "half=base", "--from", base, "--out", warm)[1])
+    assert after["train_loss"] <= tuned["train_loss"]
+    assert Artifact.load(warm).arrays["context"].shape == context.shape
 
 
 def test_zero_shot_is_the_template_whatever_the_tokens(tmp_path, capsys):

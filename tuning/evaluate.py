@@ -68,9 +68,11 @@ def _predictions(
 def _prompts(artifact: Artifact, box: BlackBox) -> Prompts:
     """The artifact's prompt, checked against what this box takes."""
     context, pixels, words = (artifact.arrays.get(name) for name in ("context", "pixels", "words"))
-    if context is not None and (box.spec.text is None or box.spec.text.context.shape[1] != context.shape[1]):
+    if context is not None and (box.spec.text is None or box.spec.text.context.shape[1] != context.shape[-1]):
         took = "no text context" if box.spec.text is None else f"vectors {box.spec.text.context.shape[1]} wide"
-        raise ArtifactError(f"the artifact's context is {context.shape[1]} wide, {box.spec.uri} takes {took}")
+        raise ArtifactError(f"the artifact's context is {context.shape[-1]} wide, {box.spec.uri} takes {took}")
+    if context is not None and context.ndim == 3 and list(box.spec.classes) != artifact.meta["classes"]:
+        context = context.mean(0)  # classes that it was not tuned for get what its own have in common
     side = box.spec.image_size
     if pixels is not None and pixels.shape != (3, side, side):
         raise ArtifactError(f"the artifact's frame is {pixels.shape[-1]} pixels wide, {box.spec.uri} takes {side}")

@@ -43,10 +43,10 @@ def task_of(recipe: Recipe) -> Task:
 
 
 def prompt_of(recipe: Recipe, method: Method | None = None) -> PromptRecipe:
-    """The recipe's prompt, with what it leaves open: the kind that a method is for, its number of tokens,
-    its subspace of text, or full.
+    """The recipe's prompt, with what it leaves open: that of the prompt it starts from, else the kind that a method is
+    for, its number of tokens, whether it has a context per class, its subspace of text, or full.
 
-    Raises RecipeError for another kind than the method is for.
+    Raises RecipeError for another kind than the method is for, ArtifactError where the start cannot be read.
     """
     prompt = recipe.prompt
     own = queryless.PROMPTS.get(recipe.method) if method is None else getattr(method, "prompt", None)
@@ -54,12 +54,17 @@ def prompt_of(recipe: Recipe, method: Method | None = None) -> PromptRecipe:
         if prompt.name not in (PromptRecipe.name, own):
             raise RecipeError(f"prompt.name={prompt.name!r}: method {recipe.method} searches {own}; leave it out")
         prompt = replace(prompt, name=own)
-    if prompt.tokens is None and "text" in prompt.name and recipe.start is None:  # a start has as many as it has
+    if recipe.start is not None:
+        begun = Artifact.load(recipe.start).meta["parametrization"] or {}
+        return replace(prompt, **{key: begun.get(key) for key, value in asdict(prompt).items() if value is None})
+    if prompt.tokens is None and "text" in prompt.name:
         prompt = replace(prompt, tokens=getattr(method, "tokens", None))
-    if prompt.subspace is None:
-        preferred = getattr(method, "subspace", None) if prompt.name == "text" else None
-        prompt = replace(prompt, subspace=preferred or "full")
-    return prompt
+    if prompt.name == "text":
+        if prompt.per_class is None:
+            prompt = replace(prompt, per_class=getattr(method, "per_class", None))
+        if prompt.subspace is None:
+            prompt = replace(prompt, subspace=getattr(method, "subspace", None))
+    return prompt if prompt.subspace else replace(prompt, subspace="full")
 
 
 def problem_of(recipe: Recipe, task: Task, method: Method | None = None) -> ProblemSpec:
@@ -75,7 +80,7 @@ def problem_of(recipe: Recipe, task: Task, method: Method | None = None) -> Prob
             "tokens": prompt.tokens,
             "subspace": prompt.subspace,
             "seed": recipe.seed,
-            "options": {"width": prompt.width, "grid": prompt.grid},
+            "options": {"per_class": prompt.per_class, "width": prompt.width, "grid": prompt.grid},
         },
         objective=recipe.objective,
         device=recipe.device,
@@ -107,6 +112,13 @@ def refuse(method: Method, name: str, spec: BoxSpec) -> None:
             f"method {name} needs a box that gives {wants}; {spec.uri} gives {', '.join(sorted(spec.gives))} and "
             f"accepts {', '.join(sorted(spec.accepts))}; `keyhole list methods` shows what each needs"
         )
+
+
+def fitted(method: Method, prompt: PromptRecipe, spec: BoxSpec) -> Method:
+    """The method with what it leaves open and this prompt of this box settles."""
+    if prompt.name != "text" or spec.text is None:
+        return method
+    return search.fit(method, sigma=spec.text.sigma, parts=len(spec.classes) if prompt.per_class else None)
 
 
 class Tuning:
@@ -200,8 +212,7 @@ class Tuning:
 
     def _started(self, method: Method, spec: BoxSpec, dim: int, evaluator: Evaluator) -> Search:
         """The method's search, from the template or from the prompt of an earlier run."""
-        text = spec.text if prompt_of(self.recipe, method).name == "text" else None
-        method = search.fit_units(method, None if text is None else text.sigma)
+        method = fitted(method, prompt_of(self.recipe, method), spec)
         begun = method.start(dim, self.recipe.budget, self.recipe.seed)
         if hasattr(begun, "introduce"):
             begun.introduce(evaluator.call("pool"))

@@ -63,17 +63,22 @@ class _Network:
         return self.template + DISTANCE * SIGMA * rng(0, 4, Purpose.WEIGHTS).normal(size=(TOKENS, WIDTH))
 
     def text(self, contexts: Array, classes: Sequence[str]) -> Array:
-        """`(P, M, W)` -> `(P, C, E)` float32, L2-normalised."""
+        """`(P, M, W)`, or `(P, C, M, W)`, -> `(P, C, E)` float32, L2-normalised."""
         codes = np.stack([_code(name) for name in classes])
-        return np.stack([self._text_of_one(context.astype(np.float64), codes) for context in contexts])
+        if contexts.ndim == 3:
+            return np.stack([self._text_of(context, codes) for context in contexts])
+        own = codes[:, None]
+        return np.stack([np.concatenate([self._text_of(c, own[i]) for i, c in enumerate(one)]) for one in contexts])
 
-    def _text_of_one(self, context: Array, codes: Array) -> Array:
+    def _text_of(self, context: Array, codes: Array) -> Array:
+        """`(M, W)` before these names."""
         # Other lengths than the template's see its weights again and again, their ends aligned, and count as much.
         count = len(context)
         into = self.into[: TOKENS * WIDTH].reshape(TOKENS, WIDTH, -1)[np.arange(-count, 0) % TOKENS]
         # einsum and not BLAS: the bits must not depend on P or on threads.
         hidden = np.tanh(
-            np.einsum("i,ih->h", context.reshape(-1), into.reshape(count * WIDTH, -1)) * (TOKENS / count)
+            np.einsum("i,ih->h", context.reshape(-1).astype(np.float64), into.reshape(count * WIDTH, -1))
+            * (TOKENS / count)
             + np.einsum("ci,ih->ch", codes, self.into[TOKENS * WIDTH :])
         )
         return _normalised(np.einsum("ch,he->ce", hidden, self.out))
@@ -126,13 +131,14 @@ class ToyBox:
 
         Raises:
             RefusedError: The prompt is not a text context.
-            ValueError: The context is not `(P, M, W)` of the toy's W.
+            ValueError: The context is neither `(P, M, W)` nor `(P, C, M, W)` of the toy's W.
         """
         if prompts.needs() - self.spec.accepts:
             raise RefusedError(f"the toy box accepts context, not {', '.join(sorted(prompts.needs()))}")
         contexts = _NETWORK.template[None].repeat(len(prompts), 0) if prompts.context is None else prompts.context
-        if contexts.ndim != 3 or contexts.shape[2] != WIDTH:
-            raise ValueError(f"context of shape {contexts.shape}: (P, M, {WIDTH}) is wanted")
+        own = len(self.spec.classes)
+        if contexts.ndim not in (3, 4) or contexts.shape[-1] != WIDTH or contexts.shape[1:-2] not in ((), (own,)):
+            raise ValueError(f"context of shape {contexts.shape}: (P, M, {WIDTH}) or (P, {own}, M, {WIDTH}) is wanted")
         self._work += Work(sequences=len(contexts) * len(self.spec.classes))
         text = _NETWORK.text(contexts, self.spec.classes)
         return keep_only(Outputs(text=text, image=staged[rows][None], scale=SCALE), self.spec.gives)

@@ -1,4 +1,5 @@
-"""Text context vectors: M token vectors that stand before the class name, searched around the template's own.
+"""Text context vectors: M token vectors that stand before the class name, searched around the template's own; one
+context for all classes, or a context per class (CoOp's unified and class-specific contexts, arXiv 2109.01134).
 
 Knows nothing of tokenizers or text towers.
 """
@@ -26,17 +27,24 @@ class TextContext:
     sigma: float
     """One unit of theta in units of the token embedding."""
     basis: Array | LowRank | None = None
-    """`(d, M * W)` float32, or what knows its own moves; None: theta is the whole context, d = M * W."""
+    """`(d', M * W)` float32, or what knows its own moves; None: theta is the whole context, d' = M * W."""
+    classes: int | None = None
+    """C, where every class has a context of its own: theta is their C thetas, one behind the other, d = C d'."""
 
     @property
     def dim(self) -> int:
         """d."""
+        return self._width * (self.classes or 1)
+
+    @property
+    def _width(self) -> int:
+        """d'."""
         if self.basis is None:
             return self.origin.size
         return self.basis.dim if isinstance(self.basis, LowRank) else len(self.basis)
 
     def decode(self, thetas: Array) -> Prompts:
-        """`(P, d)` -> contexts `(P, M, W)` float32. Each row's bits depend on that row alone.
+        """`(P, d)` -> contexts `(P, M, W)`, or `(P, C, M, W)`, float32. Each row's bits depend on that row alone.
 
         >>> prompt = TextContext(np.ones((2, 3), np.float32), sigma=0.5)
         >>> prompt.decode(np.full((1, 6), 2.0, np.float32)).context.tolist()
@@ -47,17 +55,20 @@ class TextContext:
         """
         if thetas.ndim != 2 or thetas.shape[1] != self.dim:
             raise ValueError(f"thetas of shape {thetas.shape}: (P, {self.dim}) is wanted")
-        moves = thetas.astype(np.float32, copy=False)
+        moves = thetas.astype(np.float32, copy=False).reshape(-1, self._width)
         if isinstance(self.basis, LowRank):
             moves = np.stack([self.basis.moves(theta) for theta in moves])
         elif self.basis is not None:
             # einsum and not BLAS, whose sums depend on P and on the number of threads; a run must not.
             moves = np.stack([np.einsum("d,dk->k", theta, self.basis) for theta in moves])
-        moves = moves.reshape(-1, *self.origin.shape)
+        own = () if self.classes is None else (self.classes,)
+        moves = moves.reshape(len(thetas), *own, *self.origin.shape)
         return Prompts(count=len(thetas), context=self.origin + np.float32(self.sigma) * moves)
 
 
-def text_context(spec: BoxSpec, *, tokens: int | None = None, subspace: str = "full", seed: int = 1) -> TextContext:
+def text_context(
+    spec: BoxSpec, *, tokens: int | None = None, per_class: bool = False, subspace: str = "full", seed: int = 1
+) -> TextContext:
     """The text context of a box's template, in its full space or a subspace.
 
     With another number of tokens than the template's, its token vectors are repeated cyclically with the ends
@@ -82,6 +93,5 @@ def text_context(spec: BoxSpec, *, tokens: int | None = None, subspace: str = "f
     if len(template) == 0:
         raise RecipeError(f"template {spec.template!r} begins with {{}}: there is no context to start from; add words")
     origin = template[np.arange(-count, 0) % len(template)]
-    return TextContext(
-        origin, float(spec.text.sigma), text_subspace(subspace, count, origin.shape[1], seed, spec.text.vocabulary)
-    )
+    basis = text_subspace(subspace, count, origin.shape[1], seed, spec.text.vocabulary)
+    return TextContext(origin, float(spec.text.sigma), basis, len(spec.classes) if per_class else None)

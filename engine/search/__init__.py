@@ -72,15 +72,20 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
     return typing.cast(Method, kind(**fixed, **given))
 
 
-def fit_units(method: Method, sigma: float | None) -> Method:
-    """The method with an open `unit` (None) set to `sigma`, the standard deviation of the box's token embedding.
+def fit(method: Method, *, sigma: float | None = None, parts: int | None = None) -> Method:
+    """The method with what it leaves open (None) and the prompt settles.
 
-    >>> fit_units(make("cbbt"), 0.02).unit, fit_units(make("cbbt", {"unit": 1.0}), 0.02).unit
+    Args:
+        method: any.
+        sigma: its `unit`: the standard deviation of the box's token embedding.
+        parts: its `parts`: into how many equal parts theta falls, each of which moves one class alone.
+
+    >>> fit(make("cbbt"), sigma=0.02).unit, fit(make("cbbt", {"unit": 1.0}), sigma=0.02).unit
     (0.02, 1.0)
     """
-    if sigma is None or not dataclasses.is_dataclass(method) or getattr(method, "unit", 1.0) is not None:
-        return method
-    return typing.cast(Method, dataclasses.replace(typing.cast(Any, method), unit=sigma))
+    open_ones = {name: value for name, value in (("unit", sigma), ("parts", parts))
+                 if value is not None and getattr(method, name, value) is None}  # fmt: skip
+    return typing.cast(Method, dataclasses.replace(typing.cast(Any, method), **open_ones)) if open_ones else method
 
 
 def describe() -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The scalar rules of the field, each a frozen dataclass of its paper's settings on our estimators and updates.
 
 Their step sizes are in the units of what they tune, raw token embeddings (or raw pixels): `unit` says what one unit of
-theta is there. None is the box's own, the standard deviation of its token embedding (`engine.search.fit_units` sets it;
+theta is there. None is the box's own, the standard deviation of its token embedding (`engine.search.fit` sets it;
 1 where nobody did). The rule then moves w = unit * theta as its paper would. Schedules that count steps (t in SPSA's
 decay) count those of the run; `horizon` stretches them to another number of steps.
 

@@ -13,7 +13,14 @@ y, midpoint z) is y = J u + noise of variance  floor + |theta - z|^2 / reach^2, 
 
 and a step s pays  lambda/2 s^T (eps I + Cov) s.  One fresh, noiseless secant gives Broyden's rank-one correction.
 
-Letters in shapes: as in engine.core, and n secants. Lengths in theta space are root mean squares: |x| / sqrt(d).
+With a context per class (CoOp's class-specific contexts), theta has G = C parts, each of which moves the answers of one
+class alone: a secant then says something of every part at once, and one round of k probes teaches k directions of each
+of the G maps. That is worth far more than directions of one shared context, and fits noise as readily; so the parts are
+held together as in regularised multi-task learning (Evgeniou and Pontil 2004): coupling/2 times their mean squared
+departure from their mean is part of what is minimised, and is known without a query. Probes are the same for all parts.
+
+Letters in shapes: as in engine.core, n secants, and G parts of theta of d/G entries. Lengths in theta space are root
+mean squares over a part: |x| / sqrt(d/G).
 Knows nothing of prompts, of boxes, or of budgets beyond the number of candidates.
 """
 
@@ -28,8 +35,8 @@ import numpy as np
 from engine import noise
 from engine.core import Array, Feedback, Needs, Outputs
 from engine.errors import ArtifactError, RecipeError, RefusedError
-from engine.search.solver import Target, solve, sums
-from engine.search.tables import Features, Linear, Scores, mixed
+from engine.search.solver import Paid, Target, mean_loss, solve
+from engine.search.tables import Features, Scores, Table
 
 Parts = dict[str, Array]
 """A table, or a stack of them, by what it holds: `scores`, or `text` and `image` features."""
@@ -40,6 +47,8 @@ FLOOR = 1e-3
 """Noise variance of a secant taken right here, in units of the prior's."""
 FACING = 0.2
 """Least cosine to the current feature at which the central projection of another is trusted."""
+SHORT = 1e-9
+"""Length under which a part has not moved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +59,6 @@ class Sketch:
     """Probes a round."""
     memory: int = 128
     """Secants remembered."""
-    columns: int = 48
-    """Directions of leading curvature among them that the solver moves along."""
-    moves: int = 0
-    """How many of the probes are the last accepted moves."""
     radii: int = 2
     """Candidates tested at once, of different damping."""
     spread: float = 2.5
@@ -64,19 +69,25 @@ class Sketch:
     """Distance, as a share of the same size, over which the map bends so that a secant says no more than the prior."""
     caution: float = 0.05
     """eps: what a step pays where the Jacobian is known, as a share of what it pays where nothing is."""
-    damping: float = 0.1
+    damping: float = 0.3
     """First lambda."""
     anchor: float = 0.0
     """Share of the scores at theta = 0 in the target."""
     pull: float = 0.0
     """Weight of 1/2 the mean square of theta's entries in the loss: a pull to theta = 0."""
+    coupling: float = 2.0
+    """Weight of 1/2 the mean square of the parts' departures from their mean in the loss; nothing where G is 1."""
+    parts: int | None = None
+    """G, the equal parts of theta that each move one class alone; None: as the prompt says."""
 
     needs = Needs(gives=frozenset({"scores", "features"}), table=True)
     tokens = 8
     """Context tokens of text prompts unless told otherwise: with more room the map bends less."""
+    per_class = True
+    """Text prompts have a context per class unless told otherwise."""
 
     def __post_init__(self) -> None:
-        for name, least in (("k", 1), ("memory", 1), ("columns", 1), ("moves", 0), ("radii", 1)):
+        for name, least in (("k", 1), ("memory", 1), ("radii", 1)):
             if getattr(self, name) < least:
                 raise RecipeError(f"{name}={getattr(self, name)} must be at least {least}")
         for name in ("h", "reach", "caution", "damping"):
@@ -86,11 +97,19 @@ class Sketch:
             raise RecipeError(f"spread={self.spread} is a factor between dampings; it must be above 1")
         if not 0 <= self.anchor < 1:
             raise RecipeError(f"anchor={self.anchor} is a share of the target; it must be in [0, 1)")
-        if not self.pull >= 0:
-            raise RecipeError(f"pull={self.pull} is a weight; it must be at least 0")
+        for name in ("pull", "coupling"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise RecipeError(f"{name}={getattr(self, name)} is a weight; it must be at least 0")
+        if self.parts is not None and self.parts < 1:
+            raise RecipeError(f"parts={self.parts} must be at least 1")
 
     def start(self, dim: int, budget: float, seed: int) -> SketchSearch:
-        """A search over `(dim,)` vectors from theta = 0; `budget` is the number of candidates it may ask for."""
+        """A search over `(dim,)` vectors from theta = 0; `budget` is the number of candidates it may ask for.
+
+        Raises RecipeError where `dim` does not divide into the parts.
+        """
+        if dim % (self.parts or 1):
+            raise RecipeError(f"parts={self.parts}: {dim} dimensions do not divide into so many equal parts")
         return SketchSearch(self, dim, budget, seed)
 
 
@@ -104,6 +123,9 @@ class SketchSearch:
 
     def __init__(self, method: Sketch, dim: int, budget: float, seed: int) -> None:
         self._method, self._dim, self._budget, self._seed = method, dim, budget, seed
+        self._parts = method.parts or 1
+        self._width = dim // self._parts
+        """d / G."""
         self._theta = np.zeros(dim, np.float32)
         self._damping = method.damping
         self._step = self._spent = 0
@@ -116,11 +138,9 @@ class SketchSearch:
         """The same at theta = 0."""
         self._fixed: Parts = {}
         """What does not move, on the rows of the last round."""
-        self._U, self._mid = np.zeros((0, dim)), np.zeros((0, dim))
-        """Secants: unit directions and midpoints (both over sqrt(d))."""
+        self._U, self._mid = np.zeros((2, 0, self._parts, self._width))
+        """Secants `(n, G, d/G)`: unit directions (zero for a part that did not move) and midpoints over sqrt(d/G)."""
         self._Y: Parts = {}
-        self._moves = np.zeros((0, dim))
-        """Accepted moves, the last one first."""
         self._tests, self._dampings = np.zeros((0, dim), np.float32), np.zeros(0)
         """What a round of tests asks; empty: probes are next."""
 
@@ -135,9 +155,9 @@ class SketchSearch:
             return np.concatenate([known, self._tests])[:limit]
         # No probes that the budget leaves no tests for.
         left = max(1, int(self._budget) - self._spent - len(known) - self._method.radii)
-        count = min(self._method.k, self._dim, self._remembered, max(0, limit - len(known)), left)
-        probes = self._method.h * self._unit * math.sqrt(self._dim) * self._directions(count)
-        return np.concatenate([known, (self._theta + probes).astype(np.float32)])[:limit]
+        count = min(self._method.k, self._width, self._remembered, max(0, limit - len(known)), left)
+        probes = self._method.h * self._unit * math.sqrt(self._width) * self._directions(count)
+        return np.concatenate([known, (self._theta + np.tile(probes, self._parts)).astype(np.float32)])[:limit]
 
     def tell(self, thetas: Array, feedback: Feedback) -> None:
         if feedback.outputs is None or feedback.labels is None:
@@ -146,6 +166,11 @@ class SketchSearch:
         self._spent += len(thetas)
         self._step += 1
         tables, self._fixed = _parts(feedback.outputs, len(thetas), set(self._table))
+        if self._parts > 1 and any(name == "image" or part.shape[1] != self._parts for name, part in tables.items()):
+            raise RefusedError(
+                f"parts={self._parts}: theta falls into as many parts as there are classes and moves nothing but them; "
+                "search a text context per class, or leave parts out"
+            )
         for name in set(self._table) - set(tables):  # a lone first candidate could not tell what moves
             del self._table[name], self._zero[name]
         self._scale = feedback.outputs.scale
@@ -192,26 +217,30 @@ class SketchSearch:
     @property
     def _remembered(self) -> int:
         """n at most."""
-        size = sum(part.size for part in self._table.values()) * 4
-        return max(1, min(self._method.memory, REMEMBERED // size)) if size else self._method.memory
+        size = 16 * self._dim + 4 * sum(part.size for part in self._table.values())
+        return max(1, min(self._method.memory, REMEMBERED // size))
+
+    def _split(self, thetas: Array) -> Array:
+        """`(..., d)` -> `(..., G, d/G)`, over sqrt(d/G)."""
+        return thetas.astype(np.float64).reshape(*thetas.shape[:-1], self._parts, -1) / math.sqrt(self._width)
 
     def _remember(self, thetas: Array, tables: Parts) -> None:
         """Add secants from theta to these."""
-        moved = (thetas.astype(np.float64) - self._theta) / math.sqrt(self._dim)
-        length = np.linalg.norm(moved, axis=1)
-        use = length > 1e-9
+        here = self._split(self._theta)
+        moved = self._split(thetas) - here
+        length = np.linalg.norm(moved, axis=-1)
+        use = length.max(-1) > SHORT
         if not use.any():
             return
-        moved, length = moved[use], length[use]
-        mid = self._theta.astype(np.float64) / math.sqrt(self._dim) + moved / 2
-        self._U = np.concatenate([moved / length[:, None], self._U])
-        self._mid = np.concatenate([mid, self._mid])
-        keep = np.sort(np.argsort(self._noise(), kind="stable")[: self._remembered])
+        moved, length = moved[use], np.where(length[use] > SHORT, length[use], np.inf)
+        self._U = np.concatenate([moved / length[..., None], self._U])
+        self._mid = np.concatenate([here + moved / 2, self._mid])
+        keep = np.sort(np.argsort(self._noise().mean(1), kind="stable")[: self._remembered])
         self._U, self._mid = self._U[keep], self._mid[keep]
         fresh, old = keep[keep < len(moved)], keep[keep >= len(moved)] - len(moved)
         for name, part in tables.items():
             base = self._table[name]
-            columns = [(_across(base, part[use][i], name) / length[i]).astype(np.float32) for i in fresh]
+            columns = [(_across(base, part[use][i], name) / length[i][:, None]).astype(np.float32) for i in fresh]
             known = [self._Y[name][old]] if name in self._Y else []
             self._Y[name] = np.concatenate([np.stack(columns), *known]) if columns else known[0]
 
@@ -219,9 +248,9 @@ class SketchSearch:
         self._U, self._mid, self._Y = self._U[:0], self._mid[:0], {}
 
     def _noise(self) -> Array:
-        """`(n,)` variances of the secants, here."""
-        away = self._mid - self._theta.astype(np.float64) / math.sqrt(self._dim)
-        return FLOOR + (away**2).sum(1) / (self._method.reach * self._unit) ** 2
+        """`(n, G)` variances of the secants, here."""
+        away = self._mid - self._split(self._theta)
+        return FLOOR + (away**2).sum(-1) / (self._method.reach * self._unit) ** 2
 
     @property
     def _unit(self) -> float:
@@ -229,17 +258,18 @@ class SketchSearch:
         return math.sqrt(1.0 + float(np.mean(np.square(self._theta, dtype=np.float64))))
 
     def _directions(self, count: int) -> Array:
-        """`(count, d)` orthonormal rows: the last moves, then draws from what is not known of the Jacobian."""
+        """`(count, d/G)` orthonormal rows, drawn from what is not known of the Jacobian."""
         random = noise.rng(self._seed, self._step, noise.Purpose.PROBES)
-        z = random.standard_normal((count, self._dim))
+        z = random.standard_normal((count, self._width))
         if len(self._U):
-            # Matheron's rule: a draw of the prior less what the secants would have said of it ~ N(0, Cov).
-            S = self._U @ self._U.T
-            spread = np.sqrt(self._noise() * np.diagonal(S))
-            said = z @ self._U.T + spread * random.standard_normal((count, len(self._U)))
-            z = z - np.linalg.solve(S + np.diag(spread**2), said.T).T @ self._U
-        rows = np.concatenate([self._moves[: self._method.moves], z])[:count]
-        Q, R = np.linalg.qr(rows.T)
+            # Matheron's rule: a draw of the prior less what the secants would have said of it ~ N(0, Cov). What parts
+            # do together stands for all of them.
+            U = self._U.mean(1)
+            S = U @ U.T
+            spread = np.sqrt(self._noise().mean(1) * np.maximum(np.diagonal(S), FLOOR))
+            said = z @ U.T + spread * random.standard_normal((count, len(U)))
+            z = z - np.linalg.solve(S + np.diag(spread**2), said.T).T @ U
+        Q, R = np.linalg.qr(z.T)
         return (Q * np.where(np.diagonal(R) < 0, -1.0, 1.0)).T
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -248,38 +278,39 @@ class SketchSearch:
     def _solve(self) -> None:
         """The candidates of the next round: the best steps on the modelled table, for several dampings."""
         method = self._method
-        S = self._U @ self._U.T
-        inverse = np.linalg.inv(S + np.diag(self._noise() * np.diagonal(S)))
-        # An orthonormal basis of the span that the Jacobian lives in; in it the Jacobian, as a mix of Y, and what a
-        # step pays.
-        values, vectors = np.linalg.eigh(S)
-        live = values > 1e-10 * values[-1]
-        Q = (vectors[:, live] / np.sqrt(values[live])).T @ self._U
-        mix = Q @ self._U.T @ inverse
-        paid = (1 + method.caution) * np.eye(len(Q)) - mix @ self._U @ Q.T
-        target = self._target()
-        model = sums(self._linear(self._table, mix), target, np.zeros(len(Q)))
-        values, vectors = np.linalg.eigh((paid + paid.T) / 2)
-        cheap = (vectors / np.sqrt(np.maximum(values, 1e-9))).T
-        Q, mix = cheap @ Q, cheap @ mix  # now a step a pays lambda/2 |a|^2
-        if len(Q) > method.columns:
-            V = np.linalg.eigh(cheap @ model.hessian @ cheap.T)[1][:, ::-1][:, : self._method.columns - 1]
-            slope = cheap @ model.gradient
-            rest = slope - V @ (V.T @ slope)
-            V = np.concatenate([V, rest[:, None] / max(float(np.linalg.norm(rest)), 1e-300)], axis=1)
-            Q, mix = V.T @ Q, V.T @ mix
-        table = self._linear(self._table, mix)
-        here = self._theta.astype(np.float64) / math.sqrt(self._dim)
-        a: Array | None = None
+        basis = _span(self._U.mean(1))
+        # Of every part: the Jacobian along the basis as a mix of Y, and what a step along it pays.
+        U = self._U.transpose(1, 0, 2)
+        S = np.matmul(U, U.transpose(0, 2, 1))
+        inverse = np.linalg.inv(S + self._noise().T[..., None] * np.eye(len(self._U)))
+        facing = np.matmul(basis, U.transpose(0, 2, 1))
+        mix = np.matmul(facing, inverse)
+        price = (1 + method.caution) * np.eye(len(basis)) - np.matmul(mix, facing.transpose(0, 2, 1))
+        here = self._split(self._theta) @ basis.T
+        # The middle first: the others start from it, and it is asked even where not all can be paid.
+        powers = np.arange(method.radii) - (method.radii - 1) / 2
+        self._dampings: Array = self._damping * method.spread ** powers[np.argsort(np.abs(powers), kind="stable")]
+        table, target = self._tables(self._table, moves=True), self._target()
         found: list[Array] = []
-        dampings: Array = self._damping * method.spread ** (np.arange(method.radii)[::-1] - (method.radii - 1) / 2)
-        for damping in dampings:
-            a = solve(table, target, damping * np.eye(len(Q)) + method.pull * Q @ Q.T, method.pull * Q @ here, a)
-            found.append(a)
-        steps: Array = np.stack(found) @ Q * math.sqrt(self._dim)
-        # The middle first, in case not all can be paid.
-        order = np.argsort(np.abs(np.log(dampings / self._damping)), kind="stable")
-        self._tests, self._dampings = (self._theta + steps).astype(np.float32)[order], dampings[order]
+        for damping in self._dampings:
+            found.append(solve(table, target, mix, self._paid(here, damping * price), found[0] if found else None))
+        steps = math.sqrt(self._width) * np.stack(found) @ basis
+        self._tests = (self._theta + steps.reshape(len(found), -1)).astype(np.float32)
+
+    def _paid(self, here: Array, price: Array) -> Paid:
+        """What steps `(G, K)` from `here` `(G, K)` pay: a mean over parts of 1/2 a^T price a, and the pulls."""
+
+        def paid(a: Array) -> tuple[float, Array]:
+            cost, slope = self._pulls(here + a)
+            priced = np.matmul(price, a[..., None])[..., 0] / len(a)
+            return cost + float(np.vdot(a, priced)) / 2, slope + priced
+
+        return paid
+
+    def _pulls(self, there: Array) -> tuple[float, Array]:
+        """What the pull and the coupling of parts `(G, ...)` add to the loss, and the gradient of that."""
+        slope = (self._method.pull * there + self._method.coupling * (there - there.mean(0))) / len(there)
+        return float(np.vdot(there, slope)) / 2, slope
 
     def _told_tests(self, thetas: Array, tables: Parts, dampings: Array) -> None:
         self._tests, self._dampings = self._tests[:0], self._dampings[:0]
@@ -291,48 +322,43 @@ class SketchSearch:
             self._damping *= 10
             return
         self._damping = float(dampings[best])
-        move = thetas[best].astype(np.float64) - self._theta
-        self._moves = np.concatenate([move[None], self._moves])[: self._method.moves]
         # Broyden's condition: the secant of the accepted move counts as taken at its end.
-        along = self._U @ (move / np.linalg.norm(move))
-        self._mid[int(np.argmax(along))] = thetas[best].astype(np.float64) / math.sqrt(self._dim)
+        move = self._split(thetas[best]) - self._split(self._theta)
+        length = np.linalg.norm(move, axis=-1, keepdims=True)
+        along = np.einsum("ngd,gd->n", self._U, move / np.maximum(length, SHORT))
+        self._mid[int(np.argmax(along))] = self._split(thetas[best])
         self._theta = thetas[best].copy()
         self._table = {name: part[best] for name, part in tables.items()}
 
     # -----------------------------------------------------------------------------------------------------------------
     # The loss of tables
 
-    def _linear(self, parts: Parts, mix: Array | None = None) -> Linear:
-        """The scores that follow from what moves, and how mixed secants move them."""
-        Y = self._Y if mix is not None else {}
+    def _tables(self, parts: Parts, *, moves: bool = False) -> Table:
+        """The scores that follow from what moves and, where wanted, how the secants move them."""
+        Y = self._Y if moves else {}
         if "scores" in parts:
-            return Scores(base=parts["scores"], tables=Y.get("scores"), mix=mix)
-        text_columns = None
-        if "text" in Y:
-            assert mix is not None
-            text_columns = mixed(mix, Y["text"])
+            return Scores(base=parts["scores"], moves=Y.get("scores"))
         return Features(
             text=parts["text"] if "text" in parts else self._fixed["text"],
             image=parts["image"] if "image" in parts else self._fixed["image"],
-            text_columns=text_columns,
-            image_tables=Y.get("image"),
-            mix=mix,
+            text_moves=Y.get("text"),
+            image_moves=Y.get("image"),
             scale=self._scale,
         )
 
     def _target(self) -> Target:
         weight = self._method.anchor
-        return Target(labels=self._labels, weight=weight, anchor=self._linear(self._zero) if weight > 0 else None)
+        return Target(labels=self._labels, weight=weight, anchor=self._tables(self._zero) if weight > 0 else None)
 
     def _objective(self, parts: Parts, theta: Array) -> float:
-        """What is searched for: cross-entropy to the target, and the pull."""
-        found = sums(self._linear(parts), self._target(), np.zeros(0), slopes=False)
-        return found.loss / found.rows + 0.5 * self._method.pull * float(np.mean(np.square(theta, dtype=np.float64)))
+        """What is searched for: cross-entropy to the target, the pull and the coupling."""
+        loss, _ = mean_loss(self._tables(parts), self._target(), np.zeros((1, 0)), slopes=False)
+        return loss + self._pulls(self._split(theta))[0]
 
     # -----------------------------------------------------------------------------------------------------------------
     # State
 
-    _ARRAYS = ("theta", "labels", "U", "mid", "moves", "tests", "dampings")
+    _ARRAYS = ("theta", "labels", "U", "mid", "tests", "dampings")
     _PARTS = ("table", "zero", "fixed", "Y")
 
     def state_dict(self) -> dict[str, Any]:
@@ -358,7 +384,7 @@ def _parts(outputs: Outputs, count: int, known: set[str]) -> tuple[Parts, Parts]
     """What moves with the candidate, `(P, ...)`, and what does not. Of a lone candidate that is what is known to move,
     and everything where nothing is known yet."""
     if outputs.scores is not None:
-        return {"scores": outputs.scores}, {}
+        return {"scores": outputs.scores.transpose(0, 2, 1)}, {}  # classes first, as text features have them
     if outputs.text is None or outputs.image is None:
         raise RefusedError("sketch needs scores or features; this box gives neither")
     given = {"text": outputs.text, "image": outputs.image}
@@ -366,6 +392,13 @@ def _parts(outputs: Outputs, count: int, known: set[str]) -> tuple[Parts, Parts]
         name: part for name, part in given.items() if len(part) == count and (count > 1 or not known or name in known)
     }
     return moving, {name: part[0] for name, part in given.items() if name not in moving}
+
+
+def _span(rows: Array) -> Array:
+    """`(K, d)` orthonormal rows of the same span."""
+    values, vectors = np.linalg.eigh(rows @ rows.T)
+    live = values > 1e-10 * values[-1]
+    return (vectors[:, live] / np.sqrt(values[live])).T @ rows
 
 
 def _across(base: Array, table: Array, name: str) -> Array:

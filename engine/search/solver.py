@@ -1,30 +1,32 @@
-"""The inner problem of a table search, solved without a query: minimise over the coefficients a of K known columns
+"""The inner problem of a table search, solved without a query: minimise over coefficients a
 
-    mean_n CE(target_n, logits_n(a)) + 1/2 a^T P a + q^T a.
+    mean_n CE(target_n, logits_n(weights(a))) + paid(a),
 
-`sums` adds loss, gradient and a K x K Hessian over blocks of rows and classes, so that the logits and slopes of a large
-table are never in memory at once, and so that shards of rows may be summed apart and added up; `solve` is a damped
-Newton on these sums.
+the weights of a table's remembered moves being linear in a, and `paid` what steps cost (trust region, pulls).
+`sums` adds loss and gradient over blocks of rows, so that the logits of a large table are never in memory at once;
+`solve` is L-BFGS (Liu and Nocedal 1989; SciPy's) on these sums, whose cost grows with the number of moves and not with
+its square or cube.
 
-Letters in shapes: as in engine.core, and K columns, R rows of a block. How logits follow from a is told by tables.py.
-Knows nothing of where columns come from, of theta, or of who asks.
+Letters in shapes: as in tables.py, and K coefficients a part. How logits follow from weights is told by tables.py.
+Knows nothing of where moves come from, of theta, or of who asks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from engine.core import Array
-from engine.search.tables import Linear, blocks, mixed_once, row_blocks
+from engine.search.tables import Table
 
-CURVED = 2**24
-"""Most entries of the slopes that one Hessian looks at; of larger tables it takes evenly spaced rows."""
-NEWTON, HALVINGS = 30, 20
-TOLERANCE = 1e-7
-"""Newton's decrement, in units of the loss, under which a point counts as the minimum."""
+SMALL = 2**23
+"""Most entries of moves that are computed with in float64: 64 MB."""
+ITERATIONS, PAIRS = 200, 20
+TOLERANCE = 1e-6
+"""Relative decrease of the loss under which L-BFGS stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +36,16 @@ class Target:
     labels: Array
     """`(B,)` integers."""
     weight: float = 0.0
-    anchor: Linear | None = None
-    """A table without columns, whose scores are pulled towards; None: no pull."""
-
-    def some(self, rows: slice) -> Target:
-        """The same for some of the rows."""
-        return replace(self, labels=self.labels[rows], anchor=None if self.anchor is None else self.anchor.some(rows))
+    anchor: Table | None = None
+    """A table that does not move, whose scores are pulled towards; None: no pull."""
 
     @cached_property
     def pull(self) -> Array | None:
         """softmax(anchor), `(B, C)` float32; None: no pull. Made once: every step of the solver compares with it."""
         if self.anchor is None or not self.weight > 0:
             return None
-        shares, here = np.empty(self.anchor.shape, np.float32), self.anchor.at(np.zeros(0))
-        for rows in row_blocks(self.anchor):
+        shares, here = np.empty(self.anchor.shape, np.float32), self.anchor.at(np.zeros((1, 0)))
+        for rows in self.anchor.blocks():
             shares[rows] = _softmax(here.logits(rows))[0]
         return shares
 
@@ -63,132 +61,59 @@ class Target:
         return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sums:
-    """Sums over rows: what shards of rows hand back, to be added in a fixed order."""
-
-    rows: int
-    loss: float
-    gradient: Array | None = None
-    """`(K,)`."""
-    hessian: Array | None = None
-    """`(K, K)`, positive semidefinite: exact for `Scores`; for `Features` Gauss-Newton's, without the curvature of N.
-    Of a table with more than `CURVED` slopes an estimate from evenly spaced rows."""
-
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(
-            rows=self.rows + other.rows,
-            loss=self.loss + other.loss,
-            gradient=_added(self.gradient, other.gradient),
-            hessian=_added(self.hessian, other.hessian),
-        )
-
-
-def sums(table: Linear, target: Target, a: Array, *, slopes: bool = True, curved: int = CURVED) -> Sums:
-    """Summed cross-entropy to the target at a, and its gradient and Hessian in a, over the rows of this table.
+def mean_loss(table: Table, target: Target, weights: Array, *, slopes: bool = True) -> tuple[float, Array]:
+    """Mean cross-entropy to the target, and its gradient by the weights `(G, n)`.
 
     Blocks follow from the shapes alone, so that the bits are the same on any machine.
 
     Args:
-        table: How logits follow from a.
+        table: How logits follow from weights.
         target: What they should be, for the same rows.
-        a: `(K,)`.
-        slopes: Whether gradient and Hessian are wanted.
-        curved: As the constant.
+        weights: `(G, n)`.
+        slopes: Whether the gradient is wanted; it is zero otherwise.
     """
-    found = _first(table, target, a, slopes=slopes)
-    return replace(found, hessian=_hessian(table, target, a, curved=curved)[0]) if slopes else found
-
-
-def _first(table: Linear, target: Target, a: Array, *, slopes: bool = True) -> Sums:
-    """Loss and gradient."""
-    here, loss = table.at(a), 0.0
-    for rows in row_blocks(table):
+    here, loss, num_rows = table.at(weights), 0.0, table.shape[0]
+    for rows in table.blocks():
         logits = here.logits(rows)
         p, log_norm = _softmax(logits)
         loss += float(log_norm.sum()) - target.compare(rows, logits, p)
         if slopes:
             here.pull(rows, p)
-    return Sums(rows=table.shape[0], loss=loss, gradient=here.pulled() if slopes else None)
+    return loss / num_rows, here.pulled() / num_rows if slopes else np.zeros_like(weights)
 
 
-def _hessian(
-    table: Linear, target: Target, a: Array, *, curved: int = CURVED, whole: bool = False
-) -> tuple[Array, Array]:
-    """Gauss-Newton's, sum_n Z_n^T (diag(p_n) - p_n p_n^T) Z_n with Z_n `(C, K)` the slopes of a row's logits; and,
-    where wanted, the rest of the `whole` one: the curvature of the logits themselves."""
-    (B, C), K = table.shape, table.count
-    every = slice(None, None, max(1, -(-B * C * K // curved)))
-    if every.step > 1:
-        table, target = table.some(every), target.some(every)
-    here, hessian, rest = table.at(a), np.zeros((K, K)), np.zeros((K, K))
-    for rows in row_blocks(table):
-        logits = here.logits(rows)
-        p = _softmax(logits)[0]
-        mean = np.zeros((len(p), K))
-        for classes in blocks(C, len(p) * K):
-            Z = here.slopes(rows, classes)
-            root = np.sqrt(p[:, classes])
-            Z *= root[..., None]
-            mean += np.matmul(root[:, None], Z)[:, 0]
-            flat = Z.reshape(-1, K)
-            hessian += flat.T @ flat
-        hessian -= mean.T @ mean
-        if whole:
-            target.compare(rows, logits, p)
-            rest += here.bend(rows, p)
-    share = B / max(1, table.shape[0])
-    return hessian * share, rest * share
+Paid = Callable[[Array], tuple[float, Array]]
+"""What coefficients `(G, K)` cost besides the loss, and the gradient of that."""
 
 
-def solve(
-    table: Linear, target: Target, precision: Array, linear: Array | None = None, start: Array | None = None
-) -> Array:
-    """argmin_a mean CE(target, logits(a)) + 1/2 a^T precision a + linear^T a, by damped Newton steps.
-
-    The Hessian is the whole one where that is positive definite, else Gauss-Newton's.
+def solve(table: Table, target: Target, mix: Array, paid: Paid, start: Array | None = None) -> Array:
+    """argmin_a of mean CE(target, logits(weights)) + paid(a), with weights_g = a_g mix_g.
 
     Args:
-        table: How logits follow from a.
+        table: How logits follow from weights.
         target: What they should be.
-        precision: `(K, K)` positive definite: the trust region, and pulls.
-        linear: `(K,)`; None: zero.
-        start: `(K,)` first guess; None: zero.
+        mix: `(G, K, n)`.
+        paid: The trust region, and pulls.
+        start: `(G, K)` first guess; None: zero.
 
     Returns:
-        `(K,)` float64: the best point reached, never worse than the first guess.
+        `(G, K)` float64: the best point reached, never worse than the first guess.
     """
-    B, table = table.shape[0], mixed_once(table)
-    q = np.zeros(table.count) if linear is None else linear
+    from scipy.optimize import minimize
 
-    def at(a: Array) -> tuple[float, Array]:
-        found = _first(table, target, a)
-        assert found.gradient is not None
-        return found.loss / B + float(0.5 * a @ precision @ a + q @ a), found.gradient / B + precision @ a + q
+    parts, num, _ = mix.shape
+    table = table.double() if table.size <= SMALL else table
 
-    a = np.zeros(table.count) if start is None else np.array(start, np.float64)
-    now, gradient = at(a)
-    for _ in range(NEWTON):
-        hessian, rest = _hessian(table, target, a, whole=True)
-        hessian = hessian / B + precision
-        if np.linalg.eigvalsh(hessian + rest / B)[0] > 0:
-            hessian += rest / B
-        step = np.linalg.solve(hessian, gradient)
-        slope = float(gradient @ step)
-        if not slope > TOLERANCE:
-            break
-        length = 1.0
-        for _ in range(HALVINGS):
-            trial = a - length * step
-            # With its gradient: the first trial is nearly always taken, and then the next step begins with both.
-            value, there = at(trial)
-            if value <= now - 1e-4 * length * slope:  # Armijo's rule
-                break
-            length /= 2
-        else:
-            break
-        a, now, gradient = trial, value, there
-    return a
+    def value(flat: Array) -> tuple[float, Array]:
+        a = flat.reshape(parts, num)
+        loss, by_weights = mean_loss(table, target, np.matmul(a[:, None], mix)[:, 0])
+        cost, by_cost = paid(a)
+        return loss + cost, (np.matmul(mix, by_weights[..., None])[..., 0] + by_cost).ravel()
+
+    first = np.zeros(parts * num) if start is None else np.asarray(start, np.float64).ravel()
+    options = {"maxiter": ITERATIONS, "maxcor": PAIRS, "ftol": TOLERANCE, "gtol": 0.0}
+    found = minimize(value, first, jac=True, method="L-BFGS-B", options=options)
+    return found.x.reshape(parts, num)
 
 
 def _softmax(logits: Array) -> tuple[Array, Array]:
@@ -198,7 +123,3 @@ def _softmax(logits: Array) -> tuple[Array, Array]:
     total = shares.sum(-1, keepdims=True)
     shares /= total
     return shares, (top + np.log(total))[:, 0]
-
-
-def _added(mine: Array | None, theirs: Array | None) -> Array | None:
-    return None if mine is None or theirs is None else mine + theirs

@@ -140,3 +140,18 @@ def test_a_box_that_takes_no_context_is_refused():
 def test_a_parametrization_of_ones_own():
     made = make_prompt("engine.prompts.text:text_context", SPEC)
     assert isinstance(made, TextContext) and made.dim == M * W
+
+
+@every_subspace
+def test_a_context_per_class_is_as_many_contexts(subspace):
+    """Each part of theta decodes as it would by itself, and theta = 0 to the template for every class."""
+    one, own = (make_prompt("text", SPEC, subspace=subspace, options={"per_class": each}) for each in (False, True))
+    assert own.dim == len(SPEC.classes) * one.dim
+    thetas = np.random.default_rng(5).normal(size=(3, own.dim)).astype(np.float32)
+    found = own.decode(thetas).context
+    assert found.shape == (3, len(SPEC.classes), M, W)
+    for number, part in enumerate(np.split(thetas, len(SPEC.classes), axis=1)):
+        np.testing.assert_array_equal(found[:, number], one.decode(part).context)
+    np.testing.assert_array_equal(own.decode(np.zeros((1, own.dim), np.float32)).context[0], [TEMPLATE, TEMPLATE])
+    with pytest.raises(RecipeError, match="per_class"):
+        make_prompt("pixels", SPEC, options={"per_class": True})

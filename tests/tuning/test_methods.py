@@ -12,7 +12,7 @@ from engine.boxes import toy
 from engine.core import Feedback, Outputs
 from engine.errors import RecipeError, RefusedError
 from engine.pool import Serial
-from engine.search import METHODS, fit_units, make
+from engine.search import METHODS, fit, make
 from tuning import queryless, run
 from tuning.evaluate import evaluate
 from tuning.recipe import make_recipe
@@ -98,7 +98,7 @@ def test_every_peer_improves_on_zero_shot_with_its_defaults(world, name):
     recipe = make_recipe({"task": "toy:", "box": "toy:", "method": name})
     serial = Serial(problem_of(recipe, world, method), chunk=8)
     spec, dim, _ = serial.describe()
-    search = fit_units(method, spec.text.sigma).start(dim, 500, seed=1)
+    search = fit(method, sigma=spec.text.sigma).start(dim, 500, seed=1)
     done = 0
     while done < 500:
         thetas = search.ask(min(50, 500 - done))
@@ -141,11 +141,15 @@ def test_a_method_brings_its_prompt_tokens_and_subspace_unless_told_otherwise():
         recipe = make_recipe({"method": method, "prompt": prompt})
         made = None if queryless.is_queryless(method) else make(method)
         found = prompt_of(recipe, made)
-        return (found.name, found.subspace) + ((found.tokens,) if found.tokens else ())
+        extras = (found.tokens, "per class" if found.per_class else None)
+        return (found.name, found.subspace, *filter(None, extras))
 
-    assert resolved("sketch") == ("text", "full", 8)
-    assert resolved("sketch", tokens=3) == ("text", "full", 3)
+    assert resolved("sketch") == ("text", "full", 8, "per class")
+    assert resolved("sketch", tokens=3) == ("text", "full", 3, "per class")
+    assert resolved("sketch", per_class=False) == ("text", "full", 8)
     assert resolved("sketch", name="text+pixels") == ("text+pixels", "full", 8)
+    assert resolved("momentum") == ("text", "full")
+    assert resolved("momentum", per_class=True) == ("text", "full", "per class")
     assert resolved("sketch", name="pixels") == ("pixels", "full")
     assert resolved("zip") == ("text", "low-rank:5")
     assert resolved("zip", subspace="full") == ("text", "full")

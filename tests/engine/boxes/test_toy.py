@@ -84,6 +84,18 @@ def test_answers_do_not_depend_on_the_other_candidates():
         np.testing.assert_array_equal(alone, together[row])
 
 
+def test_a_context_per_class_moves_its_class_alone():
+    box = opened()
+    staged, own = box.stage(toy_task(seed=1).val.source), np.repeat(box.spec.text.context[None, None], len(CLASSES), 1)
+    plain = box.answer(Prompts(count=1), staged, ROWS).text
+    np.testing.assert_array_equal(box.answer(Prompts(count=1, context=own), staged, ROWS).text, plain)
+    own[0, 2] += 0.1
+    moved = box.answer(Prompts(count=1, context=own), staged, ROWS).text
+    assert (moved != plain).any(-1)[0].tolist() == [number == 2 for number in range(len(CLASSES))]
+    with pytest.raises(ValueError, match=r"\(P, 5, M"):
+        box.answer(Prompts(count=1, context=own[:, :2]), staged, ROWS)
+
+
 @pytest.mark.parametrize("kind", GIVES)
 def test_a_narrowed_box_gives_one_kind_and_no_more(kind):
     whole, narrow, task = opened(), opened(f"toy:?gives={kind}"), toy_task()

@@ -107,4 +107,4 @@ def test_theta_zero_comes_first_and_the_table_is_needed():
 def test_golden_value():
     run = search.make("sketch", {"k": 4}).start(6, 200, 1)
     told(run, 8)
-    np.testing.assert_allclose(np.linalg.norm(run.recommend()), 6.24738, rtol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(run.recommend()), 5.09746, rtol=1e-4)

@@ -1,15 +1,25 @@
-"""The table search on every kind of table: what moves is the scores, the text, the images or both; all rows or some."""
+"""The table search on every kind of table: what moves is the scores, the text, the images or both, by a theta for all
+classes or a theta for each; all rows or some."""
 
 import numpy as np
 import pytest
 
 from engine import search
 from engine.core import Feedback, Outputs
+from engine.errors import RecipeError, RefusedError
 from engine.objectives import cross_entropy
 
 DIM, IMAGES, CLASSES, WIDTH, SCALE = 12, 40, 4, 8, 8.0
 LABELS = np.arange(IMAGES) % CLASSES
 KINDS = ("text", "image", "both", "scores")
+OWN = ("own text", "own scores")
+"""Theta is a part for each class, which moves the answers of that class alone."""
+
+
+def search_of(kind, **options):
+    """A search, by parts where the kind has them."""
+    parts = CLASSES if kind in OWN else 1
+    return search.make("sketch", {"k": 4, **options, "parts": parts}).start(DIM * parts, 200, 1)
 
 
 def unit(x):
@@ -18,6 +28,11 @@ def unit(x):
 
 def answer(kind, thetas, rows):
     """A smooth map from theta to features: what does not move keeps an axis of 1. Scores come of text that moves."""
+    if kind in OWN:
+        of_parts = [answer("text", part, rows).text for part in np.split(thetas, CLASSES, axis=1)]
+        texts = np.stack([part[:, number] for number, part in enumerate(of_parts)], axis=1)
+        outputs = Outputs(text=texts, image=answer("text", thetas[:, :DIM], rows).image, scale=SCALE)
+        return Outputs(scores=outputs.logits()) if kind == "own scores" else outputs
     random = np.random.default_rng(0)
     text, image = random.standard_normal((CLASSES, WIDTH)), random.standard_normal((IMAGES, WIDTH))
     image += 1.5 * text[LABELS] @ np.linalg.qr(random.standard_normal((WIDTH, WIDTH)))[0]  # the template is misled
@@ -50,23 +65,22 @@ def rounds(run, kind, first, last, batch):
     return asked
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS + OWN)
 @pytest.mark.parametrize("batch", [None, 20])
 @pytest.mark.parametrize("anchor", [0.0, 0.2])
 def test_it_lowers_the_loss_on_all_images(kind, batch, anchor):
-    run = search.make("sketch", {"k": 4, "anchor": anchor}).start(DIM, 200, 1)
+    run = search_of(kind, anchor=anchor)
+    template = plain(kind, run.recommend())
     rounds(run, kind, 0, 16, batch)
-    template = plain(kind, np.zeros(DIM, np.float32))
     assert plain(kind, run.recommend()) < (0.95 if kind == "image" else 0.85) * template
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS + OWN)
 @pytest.mark.parametrize("batch", [None, 20])
 def test_resumes_to_the_same_bits(kind, batch):
-    made = search.make("sketch", {"k": 4, "anchor": 0.2})
-    asked = rounds(made.start(DIM, 200, 1), kind, 0, 9, batch)
+    asked = rounds(search_of(kind, anchor=0.2), kind, 0, 9, batch)
     for stop in (1, 2, 5):
-        begun, resumed = made.start(DIM, 200, 1), made.start(DIM, 200, 1)
+        begun, resumed = search_of(kind, anchor=0.2), search_of(kind, anchor=0.2)
         rounds(begun, kind, 0, stop, batch)
         resumed.load_state_dict(begun.state_dict())
         assert [t.tobytes() for t in rounds(resumed, kind, stop, 9, batch)] == [t.tobytes() for t in asked[stop:]]
@@ -76,8 +90,34 @@ def test_text_features_hold_for_other_rows_and_nothing_is_asked_twice():
     """Text alone: theta is asked at the start only. Images and scores: in every round, once rows have changed."""
     again = {}
     for kind in KINDS:
-        run = search.make("sketch", {"k": 4, "anchor": 0.0}).start(DIM, 200, 1)
+        run = search_of(kind)
         rounds(run, kind, 0, 3, 20)
         theta = run.recommend()
         again[kind] = any(np.array_equal(theta, other) for other in run.ask(20))
     assert again == {"text": False, "image": True, "both": True, "scores": True}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_parts_are_worth_their_answers_and_coupling_holds_them_together(kind):
+    """With as many evaluations a theta for each class ends lower than one for all; coupled, its parts differ less."""
+    losses, apart = {}, {}
+    for coupling in (0.0, 1.0):
+        run = search_of(kind, coupling=coupling)
+        rounds(run, kind, 0, 24, None)
+        losses[coupling] = plain(kind, run.recommend())
+        apart[coupling] = run.recommend().reshape(CLASSES, DIM).std(0).mean()
+    shared = search_of(kind.removeprefix("own "))
+    rounds(shared, kind.removeprefix("own "), 0, 24, None)
+    assert losses[1.0] < 0.5 * plain("text", shared.recommend())
+    assert apart[1.0] < 0.5 * apart[0.0]
+
+
+def test_parts_must_be_classes():
+    with pytest.raises(RecipeError, match="do not divide"):
+        search.make("sketch", {"parts": 5}).start(DIM, 200, 1)
+    run = search.make("sketch", {"k": 4, "parts": 3}).start(DIM, 200, 1)
+    with pytest.raises(RefusedError, match="as many parts as there are classes"):
+        rounds(run, "text", 0, 1, None)
+    run = search.make("sketch", {"k": 4, "parts": CLASSES}).start(DIM, 200, 1)
+    with pytest.raises(RefusedError, match="as many parts as there are classes"):
+        rounds(run, "image", 0, 1, None)

@@ -51,7 +51,7 @@ def trial(task_uri: str, seed: int, method: str, options: Mapping[str, Any], bud
     made = fitted(made, prompt_of(recipe, made), spec)
     *_, last = steps(
         made.start(dim, budget, seed), evaluator, ledger=Ledger(images=len(task.train), budget=budget),
-        num_val=len(task.val), free_looks=free, seed=seed, table=made.needs.table, labels=task.train.labels,
+        num_val=len(task.val), free_looks=free, seed=seed, table=made.needs.table,
     )  # fmt: skip
     return {
         **_settings(task_uri, seed, method, options, budget, box),

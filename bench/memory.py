@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from engine import search
-from engine.boxes import SCHEMES
+from engine.boxes import SCHEMES, keep_only
 from engine.core import Array, BoxSpec, Outputs, Prompts, Split, TextSpec, Work
 from engine.errors import KeyholeError
 from engine.ledger import Ledger
@@ -44,13 +44,15 @@ class Unseen:
 class SyntheticBox:
     """A `BlackBox` of joint width E, whose context is `TOKENS` vectors as wide: `synthetic:E`."""
 
-    def __init__(self, rest: str, *, uri: str, classes: tuple[str, ...], template: str, **_options: Any) -> None:
+    def __init__(
+        self, rest: str, *, uri: str, classes: tuple[str, ...], template: str, gives: frozenset[str] | None, **_: Any
+    ) -> None:
         width, random = int(rest), np.random.default_rng(0)
         shapes = ((TOKENS * width, HIDDEN), (len(classes), HIDDEN), (HIDDEN, width), (TOKENS, width))
         self._into, self._codes, self._out, self._context = (random.standard_normal(s, np.float32) for s in shapes)
         self._into *= np.float32(0.5 / np.sqrt(TOKENS * width))
         self.spec = BoxSpec(
-            uri=uri, gives=frozenset({"features"}), accepts=frozenset({"context"}), classes=classes, image_size=1,
+            uri=uri, gives=gives or frozenset({"features"}), accepts=frozenset({"context"}), classes=classes, image_size=1,
             template=template, text=TextSpec(context=self._context, sigma=1.0),
         )  # fmt: skip
 
@@ -62,19 +64,23 @@ class SyntheticBox:
         return _unit(away[source.labels] + np.float32(NOISE) * noise)
 
     def answer(self, prompts: Prompts, staged: Array, rows: Array) -> Outputs:
-        """Features."""
+        """Features, or scores."""
         contexts = [self._context] * len(prompts) if prompts.context is None else prompts.context
-        return Outputs(text=np.stack([self._text(c) for c in contexts]), image=staged[rows][None], scale=SCALE)
+        outputs = Outputs(text=np.stack([self._text(c) for c in contexts]), image=staged[rows][None], scale=SCALE)
+        return keep_only(outputs, self.spec.gives)
 
     def work(self) -> Work:
         """Nothing that hardware would pay."""
         return Work()
 
     def _text(self, context: Array) -> Array:
-        return _unit(np.tanh(context.reshape(-1) @ self._into + self._codes) @ self._out)
+        """`(M, W)`, or a context per class `(C, M, W)`."""
+        return _unit(np.tanh(context.reshape(*context.shape[:-2], -1) @ self._into + self._codes) @ self._out)
 
 
-def run(images: int, classes: int, width: int, budget: float, options: dict[str, Any]) -> dict[str, float]:
+def run(
+    images: int, classes: int, width: int, budget: float, options: dict[str, Any], *, gives: str, per_class: bool
+) -> dict[str, float]:
     """GB of memory and CPU seconds of a `sketch` run. The peak is this process's, whatever it did before."""
     SCHEMES["synthetic"] = "bench.memory:SyntheticBox"
     labels = np.arange(images) % classes
@@ -82,7 +88,11 @@ def run(images: int, classes: int, width: int, budget: float, options: dict[str,
     names = tuple(f"class {number}" for number in range(classes))
     evaluator = Serial(
         ProblemSpec(
-            box=f"synthetic:{width}", classes=names, template="a {}.", splits={"train": split}, prompt={"name": "text"}
+            box=f"synthetic:{width}?gives={gives}",
+            classes=names,
+            template="a {}.",
+            splits={"train": split},
+            prompt={"name": "text", "options": {"per_class": per_class}},
         )
     )
     answering = 0.0
@@ -94,10 +104,11 @@ def run(images: int, classes: int, width: int, budget: float, options: dict[str,
         answering += time.process_time() - began
         return reply
 
-    begun = search.make("sketch", options).start(evaluator.describe()[1], budget, 1)
+    made = search.fit(search.make("sketch", options), parts=classes if per_class else None)
+    begun = made.start(evaluator.describe()[1], budget, 1)
     evaluator.evaluate = timed  # type: ignore[method-assign]
     before, started, ledger = _peak(), time.process_time(), Ledger(images=images, budget=budget)
-    rounds = list(steps(begun, evaluator, ledger=ledger, num_val=0, table=True, labels=labels))
+    rounds = list(steps(begun, evaluator, ledger=ledger, num_val=0, table=True))
     spent = time.process_time() - started
     return {
         "evaluations": ledger.evaluations, "rounds": len(rounds), "loss": rounds[0].best_loss,
@@ -113,10 +124,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--budget", type=float, default=134, help="evaluations; the memory should be full by then")
     parser.add_argument("--limit", type=float, default=4.0, help="GB")
+    parser.add_argument("--gives", choices=("features", "scores"), default="features")
+    parser.add_argument("--per-class", action="store_true", help="a context per class, as sketch has by default")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     try:
-        found = run(given.images, given.classes, given.width, given.budget, {"k": given.k, "memory": given.memory})
+        options = {"k": given.k, "memory": given.memory}
+        shape = given.images, given.classes, given.width
+        found = run(*shape, given.budget, options, gives=given.gives, per_class=given.per_class)
     except KeyholeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

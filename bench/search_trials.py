@@ -138,7 +138,6 @@ def trial(job: Job) -> dict[str, Any]:
         free_looks=free,
         seed=job.seed,
         table=made.needs.table,
-        labels=task.train.labels,
     )
     seconds = time.process_time() - started
     best, head = last.best, getattr(made, "head", None)

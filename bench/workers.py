@@ -46,7 +46,7 @@ def run(task_uri: str, box: str, methods: Sequence[str], budget: float, chunk: i
             started = time.thread_time()
             for _step in steps(
                 made.start(dim, budget, 1), evaluator, ledger=ledger, num_val=len(task.val), free_looks=free,
-                table=made.needs.table, labels=task.train.labels,
+                table=made.needs.table,
             ):  # fmt: skip
                 pass
             whole = time.thread_time() - started

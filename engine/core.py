@@ -9,7 +9,7 @@ Knows nothing of torch, of Ray, or of any particular model, method or data set.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -82,6 +82,17 @@ class Outputs:
         if self.text is None or self.image is None:
             raise RefusedError("this box gives neither scores nor features; use a method that needs only labels")
         return np.matmul(self.image, self.text.transpose(0, 2, 1)) * np.float32(self.scale)
+
+    def every(self, step: int) -> Outputs:
+        """The same for every so manieth row."""
+        some = slice(None, None, step)
+        return replace(
+            self,
+            labels=None if self.labels is None else self.labels[:, some],
+            topk=None if self.topk is None else (self.topk[0][:, some], self.topk[1][:, some]),
+            scores=None if self.scores is None else self.scores[:, some],
+            image=None if self.image is None else self.image[:, some],
+        )
 
     def predictions(self) -> Array:
         """`(P, B)` int64 predicted classes, from the richest answer there is."""
@@ -236,7 +247,7 @@ class Feedback:
     outputs: Outputs | None = None
     """The table, for methods whose `needs.table` is set."""
     labels: Array | None = None
-    """`(B,)` int64, with the table: what the solver fits."""
+    """`(B',)` int64, with the table: of the rows it holds, all of the step's or, of a large one, evenly spaced ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -294,6 +305,9 @@ class Reply:
     staged: int = 0
     """Images that staging this split encoded, wherever it was done."""
     outputs: Outputs | None = None
+    """The table, where it was asked for: on all rows or, of a large one, on evenly spaced rows."""
+    labels: Array | None = None
+    """`(B',)` int64 of the rows that `outputs` holds."""
     retries: int = 0
     duplicates: int = 0
     bytes: int = 0

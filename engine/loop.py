@@ -81,7 +81,6 @@ def steps(
     looks: int = LOOKS,
     seed: int = 1,
     table: bool = False,
-    labels: Array | None = None,
     resume: dict[str, Any] | None = None,
 ) -> Iterator[Step]:
     """Run a search until its budget is spent, one `Step` a round.
@@ -96,8 +95,7 @@ def steps(
         rows: images a round, chosen from (seed, step) (None: all N).
         looks: validation readings in a run.
         seed: of the rows.
-        table: whether the search wants the box's outputs with the losses.
-        labels: `(N,)` training labels, told with the table.
+        table: whether the search wants the box's outputs, and the labels, with the losses.
         resume: the state of an earlier `Step`.
 
     Raises BudgetError for a budget that does not cover the template, ArtifactError for a state of another shape,
@@ -128,8 +126,7 @@ def steps(
         reply = run.evaluate(thetas, chosen, table=table)
         if run.step == 0 and math.isnan(run.zero_loss):
             raise BoxError("the template itself (theta = 0) got no finite loss from this box; check its answers")
-        told = labels if chosen is None or labels is None else labels[chosen]
-        search.tell(thetas, Feedback(losses=reply.losses, outputs=reply.outputs, labels=told if table else None))
+        search.tell(thetas, Feedback(losses=reply.losses, outputs=reply.outputs, labels=reply.labels))
         yield run.finish(reply.losses, B)
 
 

@@ -182,7 +182,6 @@ class Tuning:
             looks=recipe.looks,
             seed=recipe.seed,
             table=method.needs.table,
-            labels=self.task.train.labels,
             resume=state,
         ):
             latest = step

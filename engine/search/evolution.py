@@ -163,7 +163,10 @@ class NevergradSearch:
         """Ask the optimizer for a batch. Where it asks for theta = 0 again, it is told what is known."""
         known = self._losses[0] if math.isfinite(self._losses[0]) else 1.0
         with self._alone():
-            while len(self._queue) < self._batch:
+            # pycma, which may adapt its step by the mean's last shift, must hear of one population before the next: it
+            # is asked for whole ones.
+            population = getattr(_innermost(self._optimizer), "_to_be_asked", None)
+            while not self._queue or (len(self._queue) < self._batch if population is None else population):
                 candidate = self._optimizer.ask()
                 if self._optimizer.num_ask <= 2 and not np.any(candidate.value):
                     self._optimizer.tell(candidate, known)
@@ -199,6 +202,13 @@ class NevergradSearch:
             del vars(metamodel)["float"]
             self._global = np.random.get_state()
             np.random.set_state(outside)
+
+
+def _innermost(optimizer: Any) -> Any:
+    """What a portfolio such as NGOpt has chosen; any other optimizer itself."""
+    while hasattr(optimizer, "optim"):
+        optimizer = optimizer.optim
+    return optimizer
 
 
 def _number(value: Any) -> float:

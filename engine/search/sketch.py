@@ -141,8 +141,10 @@ class SketchSearch:
         self._U, self._mid = np.zeros((2, 0, self._parts, self._width))
         """Secants `(n, G, d/G)`: unit directions (zero for a part that did not move) and midpoints over sqrt(d/G)."""
         self._Y: Parts = {}
-        self._tests, self._dampings = np.zeros((0, dim), np.float32), np.zeros(0)
+        self._tests: Array = np.zeros((0, dim), np.float32)
         """What a round of tests asks; empty: probes are next."""
+        self._dampings: Array = np.zeros(0)
+        """Of these tests."""
 
     # -----------------------------------------------------------------------------------------------------------------
     # Ask and tell
@@ -289,7 +291,7 @@ class SketchSearch:
         here = self._split(self._theta) @ basis.T
         # The middle first: the others start from it, and it is asked even where not all can be paid.
         powers = np.arange(method.radii) - (method.radii - 1) / 2
-        self._dampings: Array = self._damping * method.spread ** powers[np.argsort(np.abs(powers), kind="stable")]
+        self._dampings = self._damping * method.spread ** powers[np.argsort(np.abs(powers), kind="stable")]
         table, target = self._tables(self._table, moves=True), self._target()
         found: list[Array] = []
         for damping in self._dampings:

@@ -37,6 +37,14 @@ def test_candidates_do_not_depend_on_how_the_loop_cuts_batches(name):
         assert stream.tobytes() == streams[0].tobytes()
 
 
+@pytest.mark.parametrize("name", ["DiagonalCMA", "CMA", "NGOpt"])
+def test_many_dimensions_whose_populations_are_larger_than_a_batch(name):
+    """pycma adapts its step otherwise there, and refuses to be asked for half of the next population."""
+    dim = 2560 if name == "DiagonalCMA" else 400
+    asked = everything_asked(make(f"nevergrad:{name}").start(dim, 120, seed=1), 120, 50)
+    assert len(asked) >= 100 and np.isfinite(asked).all()
+
+
 def test_sigma_is_the_initial_scale():
     for sigma in (0.1, 0.5):
         asked = everything_asked(

@@ -31,7 +31,6 @@ def loss(method, options, budget, seed=1, box="toy:", **settings):
         num_val=len(serial.problem.spec.splits["val"]),
         free_looks=serial.describe()[2],
         table=made.needs.table,
-        labels=labels,
         **settings,
     )
     *_, last = rounds

@@ -52,8 +52,8 @@ class SyntheticBox:
         self._into, self._codes, self._out, self._context = (random.standard_normal(s, np.float32) for s in shapes)
         self._into *= np.float32(0.5 / np.sqrt(TOKENS * width))
         self.spec = BoxSpec(
-            uri=uri, gives=gives or frozenset({"features"}), accepts=frozenset({"context"}), classes=classes, image_size=1,
-            template=template, text=TextSpec(context=self._context, sigma=1.0),
+            uri=uri, gives=gives or frozenset({"features"}), accepts=frozenset({"context"}), classes=classes,
+            image_size=1, template=template, text=TextSpec(context=self._context, sigma=1.0),
         )  # fmt: skip
 
     def stage(self, source: Any) -> Array:

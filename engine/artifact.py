@@ -34,8 +34,8 @@ class Artifact:
     meta: dict[str, Any]
     """Box URI and identity, classes, template, parametrization, method, ledger, metrics, contains, licence."""
     arrays: dict[str, Array]
-    """theta `(d,)`; context `(M, W)`, a context per class `(C, M, W)`, or pixels; text_features `(C, E)` where only text
-    was tuned; head tensors."""
+    """theta `(d,)`; context `(M, W)`, a context per class `(C, M, W)`, or pixels; text_features `(C, E)` where only
+    text was tuned; head tensors."""
 
     def save(self, folder: str | Path) -> Path:
         """Write the folder, whole or not at all, in place of an earlier one."""

@@ -78,10 +78,8 @@ class Job:
     seed: int
     box: str
     shots: int
-    prompt: str
-    subspace: str
-    tokens: int | None
-    per_class: bool | None
+    prompt: Mapping[str, Any]
+    """Its settings, as in a recipe."""
 
     @classmethod
     def of(cls, arm: Arm, task: str, seed: int, budget: float, where: Mapping[str, Any]) -> Job:
@@ -97,18 +95,14 @@ class Job:
             seed=seed,
             box=where["box"],
             shots=where["shots"],
-            prompt=prompt.name,
-            subspace=prompt.subspace or "full",
-            tokens=prompt.tokens,
-            per_class=prompt.per_class,
+            prompt=asdict(prompt),
         )
 
     @property
     def recipe(self) -> Recipe:
         """What is opened for it."""
-        prompt = {"name": self.prompt, "subspace": self.subspace, "tokens": self.tokens, "per_class": self.per_class}
         where = {"task": self.task, "box": self.box, "shots": self.shots, "seed": self.seed}
-        return make_recipe({**where, "prompt": prompt, "pool": {"chunk": CHUNK}})
+        return make_recipe({**where, "prompt": self.prompt, "pool": {"chunk": CHUNK}})
 
 
 def trial(job: Job) -> dict[str, Any]:
@@ -172,7 +166,7 @@ def _reference(job: Job) -> dict[str, Any]:
         "zero_shot_accuracy": int(evaluator.evaluate(zero, split="test").correct[0]) / len(task.test),
     }
     try:
-        ceiling = coop(evaluator.own.problem.box, task, tokens=job.tokens, seed=job.seed)  # type: ignore[attr-defined]
+        ceiling = coop(evaluator.own.problem.box, task, tokens=job.prompt["tokens"], seed=job.seed)  # type: ignore[attr-defined]
     except RefusedError:
         return found
     return {**found, "coop_loss": ceiling.train_loss, "coop_accuracy": ceiling.accuracy}

@@ -37,10 +37,10 @@ def test_words_carry_options():
 def test_trials_that_differ_in_anything_are_not_taken_for_each_other():
     words = [job("momentum"), job("momentum:k=3"), job("momentum", 40), job("momentum", shots=2), job("bpt-vlm")]
     words += [job("momentum", prompt={"name": "text", "tokens": 2}), job("momentum", prompt={"subspace": "random:8"})]
-    words += [job("momentum", prompt={"name": "pixels"})]
+    words += [job("momentum", prompt={"name": "pixels"}), job("momentum:prompt.per_class=true")]
     keys = [search_trials._key(vars_of(one)) for one in words]
     assert len(set(keys)) == len(words)
-    assert words[4].subspace == "random:1/8"
+    assert words[4].prompt["subspace"] == "random:1/8"
     # A method whose default has changed since.
     assert search_trials._key({**vars_of(words[0]), "settings": "Momentum(k=4)"}) != keys[0]
 

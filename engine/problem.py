@@ -261,6 +261,8 @@ def _join_outputs(replies: list[Reply]) -> Outputs | None:
         if not present:
             return None
         own = all(len(array) == len(reply.losses) for array, reply in zip(present, replies, strict=True))
+        if len(present) > 1 and all(len(array) == 1 and np.array_equal(array, present[0]) for array in present):
+            own = False  # chunks of one candidate, whose shapes do not tell what all of them share
         return np.concatenate(present) if own else present[0]  # an axis of 1 is shared by all candidates
 
     tops = [part.topk for part in parts if part.topk is not None]

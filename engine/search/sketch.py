@@ -168,7 +168,9 @@ class SketchSearch:
         self._spent += len(thetas)
         self._step += 1
         tables, self._fixed = _parts(feedback.outputs, len(thetas), set(self._table))
-        if self._parts > 1 and any(name == "image" or part.shape[1] != self._parts for name, part in tables.items()):
+        moved = [part.shape[1] for name, part in tables.items() if name != "image"]
+        images = "image" in tables and len(thetas) > 1  # of a lone candidate it cannot be told
+        if self._parts > 1 and (images or moved != [self._parts]):
             raise RefusedError(
                 f"parts={self._parts}: theta falls into as many parts as there are classes and moves nothing but them; "
                 "search a text context per class, or leave parts out"
@@ -386,7 +388,8 @@ def _parts(outputs: Outputs, count: int, known: set[str]) -> tuple[Parts, Parts]
     """What moves with the candidate, `(P, ...)`, and what does not. Of a lone candidate that is what is known to move,
     and everything where nothing is known yet."""
     if outputs.scores is not None:
-        return {"scores": outputs.scores.transpose(0, 2, 1)}, {}  # classes first, as text features have them
+        # Classes first, as text features have them; copied, since bits depend on the order in memory.
+        return {"scores": np.ascontiguousarray(outputs.scores.transpose(0, 2, 1))}, {}
     if outputs.text is None or outputs.image is None:
         raise RefusedError("sketch needs scores or features; this box gives neither")
     given = {"text": outputs.text, "image": outputs.image}

@@ -121,3 +121,13 @@ def test_parts_must_be_classes():
     run = search.make("sketch", {"k": 4, "parts": CLASSES}).start(DIM, 200, 1)
     with pytest.raises(RefusedError, match="as many parts as there are classes"):
         rounds(run, "image", 0, 1, None)
+
+
+def test_a_lone_first_candidate_of_a_theta_in_parts_is_no_reason_to_refuse():
+    run = search_of("own text")
+    thetas = run.ask(1)
+    outputs = answer("own text", thetas, np.arange(IMAGES))
+    run.tell(thetas, Feedback(losses=cross_entropy(outputs, LABELS), outputs=outputs, labels=LABELS))
+    template = plain("own text", run.recommend())
+    rounds(run, "own text", 1, 8, None)
+    assert plain("own text", run.recommend()) < 0.8 * template

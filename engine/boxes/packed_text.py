@@ -10,7 +10,11 @@ The rows of a chunk of g candidates are their `[g, M]` context tokens, then for 
 the c names of that length: every part that attention needs is a contiguous slice. Chunks follow from shapes alone, so
 the same P, M and classes give the same bits; a candidate in other company agrees to rounding.
 
-Letters beyond the design's: g candidates of a chunk, h heads, d = W / h, n tokens of a name, c names of one length.
+With a context per class nothing is shared by names but the start token: then each name stands behind contexts of its
+own, C (M + n) tokens a candidate, and a chunk's g contexts are those of v names in turn.
+
+Letters beyond the design's: g contexts of a chunk, h heads, d = W / h, n tokens of a name, c names of one length behind
+each context, v kinds of names that contexts have in turn: 1, or with a context per class those of one length.
 
 Knows nothing of tokenizers, of images, or of towers without a causal mask.
 """
@@ -46,9 +50,9 @@ class _Bucket:
     count: int
     """c"""
     rows: Tensor
-    """`(c * n, W)` inputs of the first layer."""
+    """`(v, c * n, W)` inputs of the first layer."""
     heads: Tensor
-    """`(3, 1, h, c * n, d)` queries, keys and values of the first layer."""
+    """`(3, v, h, c * n, d)` queries, keys and values of the first layer."""
     mask: Tensor
     """`(n, n)`, keys by queries, to add to scores: -inf where the key comes later."""
 
@@ -67,6 +71,14 @@ class Plan:
     """Names that go through the tower together, of one length or several."""
     order: Tensor
     """`(C,)` the class of each name, slab by slab."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPlan:
+    """The names of one task, each behind contexts of its own."""
+
+    buckets: list[tuple[Tensor, _Bucket]]
+    """Names of one length that go through the tower together: their classes, and v of them with c = 1."""
 
 
 class PackedText:
@@ -89,9 +101,22 @@ class PackedText:
         with torch.no_grad():
             self._start = self._start_key_values(start)
 
-    def plan(self, tokens: PromptTokens, num_context: int) -> Plan:
-        """What does not depend on candidates. Raises TaskError where a prompt with so long a context does not fit."""
+    def plan(self, tokens: PromptTokens, num_context: int, *, own: bool = False) -> Plan | OwnPlan:
+        """What does not depend on candidates, for contexts that all classes share or have of their own.
+
+        Raises TaskError where a prompt with so long a context does not fit.
+        """
         tokens.rows(num_context)
+        return self._plan_own(tokens, num_context) if own else self._plan_shared(tokens, num_context)
+
+    def encode(self, plan: Plan | OwnPlan, contexts: Tensor) -> Tensor:
+        """`(P, M', W)` contexts, of an own plan `(P, C, M', W)`, -> `(P, C, E)` L2-normalised. No gradient flows."""
+        with torch.no_grad():
+            if isinstance(plan, OwnPlan):
+                return self._encode_own(plan, contexts)
+            return self._encode_shared(plan, contexts)
+
+    def _plan_shared(self, tokens: PromptTokens, num_context: int) -> Plan:
         suffixes = tokens.suffixes
         by_length = sorted(range(len(suffixes)), key=lambda index: len(suffixes[index]))
         num_slabs = min(len(suffixes), math.ceil(sum(map(len, suffixes)) / self._chunk_rows))
@@ -106,29 +131,45 @@ class PackedText:
             ]
         return Plan(num_context, slabs, torch.tensor(by_length, device=self._embedding.device))
 
-    def encode(self, plan: Plan, contexts: Tensor) -> Tensor:
-        """`(P, M', W)` contexts -> `(P, C, E)` L2-normalised features. No gradient flows."""
-        with torch.no_grad():
-            size = max(1, self._chunk_rows // max(sum(bucket.num_rows for bucket in slab) for slab in plan.slabs))
-            groups = []
-            for some in contexts.split(size):
-                prefix: KeyValues = []
-                groups.append(torch.cat([self._encode(slab, some, prefix) for slab in plan.slabs], 1))
-            found = torch.cat(groups)
-            features = torch.empty_like(found)
-            features[:, plan.order] = found
-            return features
+    def _encode_shared(self, plan: Plan, contexts: Tensor) -> Tensor:
+        size = max(1, self._chunk_rows // max(sum(bucket.num_rows for bucket in slab) for slab in plan.slabs))
+        groups = []
+        for some in contexts.split(size):
+            prefix: KeyValues = []
+            groups.append(torch.cat([self._encode(slab, some, prefix) for slab in plan.slabs], 1))
+        return _in_order(torch.cat(groups), plan.order)
 
-    def _bucket(self, suffixes: list[tuple[int, ...]], first: int) -> _Bucket:
-        """Names of one length, from position `first` on."""
+    def _plan_own(self, tokens: PromptTokens, num_context: int) -> OwnPlan:
+        by_length = sorted(range(len(tokens.suffixes)), key=lambda index: len(tokens.suffixes[index]))
+        buckets = []
+        with torch.no_grad():
+            for size, group in groupby(by_length, key=lambda index: len(tokens.suffixes[index])):
+                for classes in torch.tensor(list(group)).split(max(1, self._chunk_rows // (num_context + size))):
+                    suffixes = [tokens.suffixes[index] for index in classes]
+                    bucket = self._bucket(suffixes, 1 + num_context, own=True)
+                    buckets.append((classes.to(self._embedding.device), bucket))
+        return OwnPlan(buckets)
+
+    def _encode_own(self, plan: OwnPlan, contexts: Tensor) -> Tensor:
+        found = []
+        for classes, bucket in plan.buckets:
+            num_rows = len(classes) * (contexts.shape[2] + bucket.size)
+            chunks = contexts[:, classes].split(max(1, self._chunk_rows // num_rows))
+            features = torch.cat([self._encode([bucket], some.flatten(0, 1), []) for some in chunks])
+            found.append(features.view(len(contexts), len(classes), -1))
+        return _in_order(torch.cat(found, 1), torch.cat([classes for classes, _ in plan.buckets]))
+
+    def _bucket(self, suffixes: list[tuple[int, ...]], first: int, *, own: bool = False) -> _Bucket:
+        """Names of one length, from position `first` on; behind the same contexts, or each behind its own."""
         device, size = self._embedding.device, len(suffixes[0])
         rows = self._embedding[torch.tensor(suffixes, device=device)] + self._positions[first : first + size]
-        rows, layer = rows.flatten(0, 1), self._layers.blocks[0]
+        kinds, layer = len(suffixes) if own else 1, self._layers.blocks[0]
+        heads = self._heads(layer.qkv(layer.norm_1(rows.flatten(0, 1))), kinds)
         return _Bucket(
             size=size,
-            count=len(suffixes),
-            rows=rows,
-            heads=self._heads(layer.qkv(layer.norm_1(rows)), 1)[:, None],
+            count=len(suffixes) // kinds,
+            rows=rows.view(kinds, -1, rows.shape[-1]),
+            heads=heads.unflatten(1, (kinds, self._num_heads)),
             mask=torch.full((size, size), float("-inf"), device=device).tril(-1),
         )
 
@@ -166,7 +207,7 @@ class PackedText:
         first_slab = not prefix
         head = num * tokens if first_slab else 0
         placed = contexts + self._positions[1 : 1 + tokens]
-        names = [bucket.rows.expand(num, -1, -1).flatten(0, 1) for bucket in slab]
+        names = [bucket.rows.expand(num // len(bucket.rows), -1, -1, -1).flatten(0, 2) for bucket in slab]
         x = torch.cat([placed.reshape(-1, width)[:head], *names])
         for depth, layer in enumerate(self._layers.blocks):
             last = depth == len(self._layers.blocks) - 1
@@ -217,10 +258,18 @@ class PackedText:
         return F.normalize(x, dim=-1)
 
 
+def _in_order(features: Tensor, classes: Tensor) -> Tensor:
+    """`(P, C, E)`, of these classes, in the order of the task."""
+    placed = torch.empty_like(features)
+    placed[:, classes] = features
+    return placed
+
+
 def _first_heads(slab: Sequence[_Bucket], num: int, *, last: bool) -> Iterator[Sequence[Tensor]]:
     """What `_slab_heads` gives, for the first layer: the same for all candidates."""
     for bucket in slab:
-        query, keys, values = bucket.heads.expand(-1, num, -1, -1, -1).flatten(1, 2)
+        turns = num // len(bucket.rows)
+        query, keys, values = bucket.heads[:, None].expand(-1, turns, -1, -1, -1, -1).flatten(1, 3)
         yield (query[:, bucket.size - 1 :: bucket.size] if last else query), keys, values
 
 

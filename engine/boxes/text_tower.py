@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.boxes.packed_layers import why_not
-from engine.boxes.packed_text import PackedText, Plan
+from engine.boxes.packed_text import OwnPlan, PackedText, Plan
 from engine.boxes.prompt_tokens import PromptTokens, Tokenizer, split_template, tokenize_prompts
 from engine.errors import RecipeError, RefusedError, TaskError
 
@@ -85,7 +85,7 @@ class TextTower:
         weight = self._embedding.weight.detach()
         self.sigma = float((weight if vocabulary is None else weight[sorted(vocabulary)]).std())
         self._packed: PackedText | None = None
-        self._plans: dict[int, Plan] = {}
+        self._plans: dict[tuple[int, bool], Plan | OwnPlan] = {}
         self.path, self.why = self._choose(path)
         self.template_context = None if self.path == "words" else self._words(self._tokens)
 
@@ -93,9 +93,9 @@ class TextTower:
         """L2-normalised text features `(P, C, E)` float32.
 
         Args:
-            contexts: `(P, M', W)` vectors in place of the template's words before `{}`; M' need not be M. A context
-                of its own for every class, `(P, C, M', W)`, shares no prefix and goes the batched way. None: the
-                template itself, P = 1.
+            contexts: `(P, M', W)` vectors in place of the template's words before `{}`; M' need not be M. Or a
+                context of its own for every class, `(P, C, M', W)`, which shares no prefix and so costs C M' tokens
+                more. None: the template itself, P = 1.
             path: another way for this call. Where `contexts` needs a gradient, the way is plain.
 
         Raises:
@@ -157,7 +157,8 @@ class TextTower:
         with torch.no_grad():
             truth = self._model.encode_text(ids.to(self._device), normalize=True)
             try:
-                found = self._run(some, self._words(some)[None], path)[0]
+                words = self._words(some)[None]
+                found = torch.stack([self._run(some, each, path)[0] for each in (words, words.expand(1, 2, -1, -1))])
             except RefusedError:
                 return math.inf
         difference = float((found - truth).abs().max())
@@ -194,14 +195,14 @@ class TextTower:
             return self._run(tokens, self._words(tokens)[None] if contexts is None else contexts, path)
 
     def _run(self, tokens: PromptTokens, contexts: Tensor, path: str) -> Tensor:
-        """`(P, C, E)` features, by the way named. A context per class shares no prefix, so it is never packed."""
-        if self._packed is not None and path == "packed" and contexts.dim() == 3:
-            num_context = contexts.shape[1]
+        """`(P, C, E)` features, by the way named."""
+        if self._packed is not None and path == "packed":
+            num_context, own = contexts.shape[-2], contexts.dim() == 4
             if tokens is not self._tokens:
-                return self._packed.encode(self._packed.plan(tokens, num_context), contexts)
-            if num_context not in self._plans:
-                self._plans[num_context] = self._packed.plan(tokens, num_context)
-            return self._packed.encode(self._plans[num_context], contexts)
+                return self._packed.encode(self._packed.plan(tokens, num_context, own=own), contexts)
+            if (num_context, own) not in self._plans:
+                self._plans[num_context, own] = self._packed.plan(tokens, num_context, own=own)
+            return self._packed.encode(self._plans[num_context, own], contexts)
         ids = torch.tensor(tokens.rows(contexts.shape[-2]), device=self._device)
         if path == "plain":
             return torch.stack([self._forward(ids, one[None], len(tokens.start)) for one in contexts])

@@ -122,6 +122,8 @@ def test_every_family_gives_the_plain_forward(name, text, path):
     assert features.shape[:2] == (3, len(NAMES))
     assert largest(features, tower.encode(contexts, path="plain")) <= EXACT
     assert largest(features[0], features[1]) > 1e-3
+    own = contexts_for(tower, 2 * len(NAMES), num_context).unflatten(0, (2, len(NAMES)))
+    assert largest(tower.encode(own), tower.encode(own, path="plain")) <= EXACT
 
 
 @pytest.mark.parametrize("num_context", [0, 1, 16])
@@ -136,6 +138,9 @@ def test_any_length_any_chunk_any_linear_layer(clip, tower, monkeypatch, num_con
     contexts = contexts_for(tower, 5, num_context)
     features = packed.encode(packed.plan(tokens, num_context), contexts)
     assert largest(features, tower.encode(contexts, path="plain")) <= EXACT
+    own = contexts_for(tower, 3 * len(NAMES), num_context).unflatten(0, (3, len(NAMES)))
+    features = packed.encode(packed.plan(tokens, num_context, own=True), own)
+    assert largest(features, tower.encode(own, path="plain")) <= EXACT
 
 
 def test_words_give_the_models_own_features(clip, tower):
@@ -215,7 +220,7 @@ def test_template_context_and_its_scale(clip, tower):
 
 def shifted_positions(monkeypatch):
     plan = PackedText.plan
-    monkeypatch.setattr(PackedText, "plan", lambda self, tokens, num_context: plan(self, tokens, num_context + 1))
+    monkeypatch.setattr(PackedText, "plan", lambda self, tokens, num, **own: plan(self, tokens, num + 1, **own))
 
 
 def suffix_mask_dropped(monkeypatch):
@@ -240,8 +245,9 @@ def start_token_zeroed(monkeypatch):
 def pooled_one_early(monkeypatch):
     plan = PackedText.plan
 
-    def cut(self, tokens, num_context):
-        return plan(self, replace(tokens, suffixes=tuple(suffix[:-1] for suffix in tokens.suffixes)), num_context)
+    def cut(self, tokens, num_context, **own):
+        shorter = replace(tokens, suffixes=tuple(suffix[:-1] for suffix in tokens.suffixes))
+        return plan(self, shorter, num_context, **own)
 
     monkeypatch.setattr(PackedText, "plan", cut)
 
@@ -249,9 +255,14 @@ def pooled_one_early(monkeypatch):
 def order_left_sorted(monkeypatch):
     plan = PackedText.plan
 
-    def forget(self, tokens, num_context):
-        made = plan(self, tokens, num_context)
-        return replace(made, order=torch.arange(len(made.order)))
+    def forget(self, tokens, num_context, *, own):
+        made = plan(self, tokens, num_context, own=own)
+        if not own:
+            return replace(made, order=torch.arange(len(made.order)))
+        ends = torch.tensor([len(classes) for classes, _ in made.buckets]).cumsum(0).tolist()
+        return replace(
+            made, buckets=[(torch.arange(e - len(c), e), b) for e, (c, b) in zip(ends, made.buckets, strict=True)]
+        )
 
     monkeypatch.setattr(PackedText, "plan", forget)
 

@@ -44,6 +44,7 @@ _COLUMNS = (
     "times cheaper than the peers' way (bar)",
     "than truncated and batched (bar)",
     "than open_clip's own forward",
+    "a context per class costs",
     "FLOPs saved at the floor",
     "GFLOP at the floor",
     "GFLOP/s",
@@ -99,7 +100,7 @@ def table(result: dict[str, Any]) -> str:
         "|---" * len(_COLUMNS) + "|",
     ]
     for row in result["text"]:
-        peers, truncated, own = (row["ratio"][way] for way in ("peers", "truncated", "own"))
+        peers, truncated, own, each = (row["ratio"][way] for way in ("peers", "truncated", "own", "per class"))
         cells = (
             row["model"],
             row["names"],
@@ -109,6 +110,7 @@ def table(result: dict[str, Any]) -> str:
             _ratio(peers, row["bars"][0]),
             _ratio(truncated, row["bars"][1]),
             _ratio(own, None),
+            _ratio(each, None),
             f"{row['flops_saved']:.1f}",
             f"{row['floor_gflop']:.1f}",
             f"{row['gflops']:.0f}",
@@ -163,6 +165,8 @@ def _text_row(
         "peers": (ways.peers, alone),
         "own": (ways.own, alone),
         "truncated": (ways.truncated, together),
+        # The dearer question, by our own tower: a ratio of what it costs.
+        "per class": (lambda some: tower.encode(some[:, None].expand(-1, len(classes), -1, -1)), together),
     }
     rate, seconds = matrix_rate(device, width, seed), clock(device)
     ours = tower.encode(contexts)

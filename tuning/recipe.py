@@ -25,9 +25,9 @@ class PromptRecipe:
     """Kind of prompt (`keyhole list prompts`)."""
     tokens: int | None = None
     """Context tokens M; null: as the method likes, else as many as the template has."""
-    per_class: bool | None = None
-    """Whether every class has a text context of its own (CoOp's class-specific contexts); null: as the method likes,
-    else one for all."""
+    per_class: bool | int | None = None
+    """Whether every class has a text context of its own (CoOp's class-specific contexts); a number: where there are no
+    more classes than that; null: as the method likes, else one for all."""
     subspace: str | None = None
     """`full`, `random:D` (a number, or a share such as 1/4), of text also `vocabulary:K`, `low-rank:RANK`; null: as the
     method likes, else full."""

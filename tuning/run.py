@@ -20,6 +20,7 @@ from engine.ledger import Ledger
 from engine.loop import Look, Step, steps
 from engine.pool import RayPool, Serial
 from engine.problem import ProblemSpec
+from engine.prompts.text import own_contexts
 from engine.search.warm import Warm
 from tuning import queryless
 from tuning.folder import RunFolder
@@ -118,7 +119,7 @@ def fitted(method: Method, prompt: PromptRecipe, spec: BoxSpec) -> Method:
     """The method with what it leaves open and this prompt of this box settles."""
     if prompt.name != "text" or spec.text is None:
         return method
-    return search.fit(method, sigma=spec.text.sigma, parts=len(spec.classes) if prompt.per_class else None)
+    return search.fit(method, sigma=spec.text.sigma, parts=own_contexts(prompt.per_class, len(spec.classes)))
 
 
 class Tuning:

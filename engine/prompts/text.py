@@ -67,12 +67,17 @@ class TextContext:
 
 
 def text_context(
-    spec: BoxSpec, *, tokens: int | None = None, per_class: bool = False, subspace: str = "full", seed: int = 1
+    spec: BoxSpec,
+    *,
+    tokens: int | None = None,
+    per_class: bool | int | None = None,
+    subspace: str = "full",
+    seed: int = 1,
 ) -> TextContext:
     """The text context of a box's template, in its full space or a subspace.
 
     With another number of tokens than the template's, its token vectors are repeated cyclically with the ends
-    aligned, so that its last words still stand next to the class name.
+    aligned, so that its last words still stand next to the class name. `per_class` is that of `own_contexts`.
 
     Raises:
         RefusedError: The box does not accept contexts, or lacks what the subspace needs.
@@ -94,4 +99,19 @@ def text_context(
         raise RecipeError(f"template {spec.template!r} begins with {{}}: there is no context to start from; add words")
     origin = template[np.arange(-count, 0) % len(template)]
     basis = text_subspace(subspace, count, origin.shape[1], seed, spec.text.vocabulary)
-    return TextContext(origin, float(spec.text.sigma), basis, len(spec.classes) if per_class else None)
+    return TextContext(origin, float(spec.text.sigma), basis, own_contexts(per_class, len(spec.classes)))
+
+
+def own_contexts(per_class: bool | int | None, classes: int) -> int | None:
+    """The number of contexts where every class has its own; None where all share one.
+
+    Args:
+        per_class: whether they have; a number: whether they have where there are no more classes than that.
+        classes: C.
+
+    >>> own_contexts(True, 10), own_contexts(200, 10), own_contexts(200, 1000), own_contexts(None, 10)
+    (10, 10, None, None)
+    """
+    if isinstance(per_class, bool) or per_class is None:
+        return classes if per_class else None
+    return classes if classes <= per_class else None

@@ -83,8 +83,9 @@ class Sketch:
     needs = Needs(gives=frozenset({"scores", "features"}), table=True)
     tokens = 8
     """Context tokens of text prompts unless told otherwise: with more room the map bends less."""
-    per_class = True
-    """Text prompts have a context per class unless told otherwise."""
+    per_class = 200
+    """Text prompts of up to so many classes have a context per class unless told otherwise: with more of them, theta
+    takes the memory of the secants."""
 
     def __post_init__(self) -> None:
         for name, least in (("k", 1), ("memory", 1), ("radii", 1)):

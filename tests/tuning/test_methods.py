@@ -145,6 +145,7 @@ def test_a_method_brings_its_prompt_tokens_and_subspace_unless_told_otherwise():
         return (found.name, found.subspace, *filter(None, extras))
 
     assert resolved("sketch") == ("text", "full", 8, "per class")
+    assert prompt_of(make_recipe({"method": "sketch"}), make("sketch")).per_class == 200
     assert resolved("sketch", tokens=3) == ("text", "full", 3, "per class")
     assert resolved("sketch", per_class=False) == ("text", "full", 8)
     assert resolved("sketch", name="text+pixels") == ("text+pixels", "full", 8)

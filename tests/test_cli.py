@@ -260,6 +260,8 @@ def test_the_same_bits_for_any_workers_and_after_a_kill(tmp_path, capsys, ray_lo
     expected, _ = tuned("serial", 0)
     for workers in (1, 2, 3):
         assert tuned(f"ray{workers}", workers)[0] == expected
+    while worker_pids(ray_local):  # those of the run before, which would be killed in its place
+        time.sleep(0.1)
     after, retries = tuned("killed", 2, kill=True)
     assert after == expected and retries >= 1
 

@@ -20,6 +20,7 @@ import numpy as np
 from engine.core import Array, BoxSpec, Reply
 from engine.errors import BoxError, KeyholeError, RecipeError
 from engine.problem import Problem, ProblemSpec, join
+from engine.threads import limited
 
 log = logging.getLogger(__name__)
 
@@ -49,19 +50,22 @@ class Serial:
 
     def __init__(self, spec: ProblemSpec, *, chunk: int = 2) -> None:
         self.chunk = chunk
+        self.threads = spec.threads
         self.problem = Problem(spec)
         self.describe = self.problem.describe
 
     def evaluate(self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False) -> Reply:
         """Losses of `(P, d)` candidates on these rows of a split (None: all)."""
-        return join([self.problem.evaluate(part, rows, split, table) for part in _chunks(thetas, self.chunk)])
+        with limited(self.threads):
+            return join([self.problem.evaluate(part, rows, split, table) for part in _chunks(thetas, self.chunk)])
 
     def call(self, name: str, *args: Any) -> Any:
         """Any other question to the problem: `image_features`, `decoded`, `cross_entropy`, ..."""
-        return getattr(self.problem, name)(*args)
+        with limited(self.threads):
+            return getattr(self.problem, name)(*args)
 
     def fingerprint(self) -> dict[str, Any]:
-        return self.problem.fingerprint()
+        return self.call("fingerprint")
 
     def close(self) -> None:
         """Nothing to end."""
@@ -75,10 +79,11 @@ class _Worker:
 
     def open(self) -> dict[str, Any]:
         self.problem = Problem(self.spec)
-        return self.problem.fingerprint()
+        return self.call("fingerprint")
 
     def call(self, name: str, *args: Any) -> Any:
-        return getattr(self.problem, name)(*args)
+        with limited(self.spec.threads):
+            return getattr(self.problem, name)(*args)
 
     def pid(self) -> int:
         return os.getpid()

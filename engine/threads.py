@@ -9,23 +9,17 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Generator, Iterator
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
 Item = TypeVar("Item")
 
-_found: tuple[int, ThreadpoolController | None] = (0, None)
-"""The thread pools of this process, and how many modules were loaded when they were looked for."""
-
-
-def _pools() -> ThreadpoolController:
-    """Look for thread pools anew only after an import, which may have loaded one: a look takes milliseconds."""
-    global _found
-    if _found[0] != len(sys.modules) or _found[1] is None:
-        _found = len(sys.modules), ThreadpoolController()
-    assert _found[1] is not None
-    return _found[1]
+@lru_cache(maxsize=1)
+def _pools(num_modules: int) -> ThreadpoolController:
+    """The thread pools of this process. A look takes milliseconds; only an import can have loaded another."""
+    return ThreadpoolController()
 
 
 @contextlib.contextmanager
@@ -39,7 +33,7 @@ def limited(threads: int | None) -> Iterator[None]:
         return
     torch: Any = sys.modules.get("torch")  # its products have thread counts of their own, which are no OpenMP pool's
     before = torch.get_num_threads() if torch else 0
-    with _pools().limit(limits=threads):
+    with _pools(len(sys.modules)).limit(limits=threads):
         if torch:
             torch.set_num_threads(threads)
         try:

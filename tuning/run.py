@@ -168,9 +168,7 @@ class Tuning:
         else:
             yield from self._search(evaluator, spec, dim, free_looks)
 
-    def _search(
-        self, evaluator: Evaluator, spec: BoxSpec, dim: int, free_looks: bool
-    ) -> Generator[Step, None, None]:
+    def _search(self, evaluator: Evaluator, spec: BoxSpec, dim: int, free_looks: bool) -> Generator[Step, None, None]:
         recipe, method = self.recipe, self.method
         assert method is not None
         refuse(method, recipe.method, spec)

@@ -37,6 +37,8 @@ OPENING_S = 600.0
 """How long a worker may take to start and to open the box, which may mean reading gigabytes of weights."""
 STRAGGLER_S = 5.0
 """A chunk this late near a step's end is also given to an idle worker; the first answer counts."""
+RAYLET_S = 3.0
+"""Seconds between looks whether Ray itself still runs on this machine."""
 QUICK_S = 0.02
 """Chunks answered faster than this travel together, one call a worker: a call itself takes a millisecond or two."""
 
@@ -164,6 +166,7 @@ class RayPool:
         self._described: tuple[BoxSpec, int, bool] | None = None
         self._images: dict[str, Array] = {}
         """Image features `(1, n, E)` of a split that no candidate moves: sent once, not with every chunk."""
+        self._raylet_seen = 0.0
         self._chunk_s = math.inf
         """Shortest time from sending a chunk to its answer."""
         try:
@@ -255,6 +258,24 @@ class RayPool:
                 "use nodes of one kind, or allow it with pool.mixed=true"
             )
 
+    def _check_raylet(self, now: float) -> None:
+        """Raise BoxError where Ray itself has ended on this machine; looked for every few seconds.
+
+        Workers outlive their raylet by some ten seconds; then Ray's own code ends this process without a word.
+        """
+        if now - self._raylet_seen < RAYLET_S:
+            return
+        self._raylet_seen = now
+        node = self._ray.get_runtime_context().worker.node
+        with socket.socket(socket.AF_UNIX) as raylet:
+            try:
+                raylet.connect(node.raylet_socket_name)
+            except OSError as error:
+                raise BoxError(
+                    "Ray's raylet on this machine has ended (killed, or out of memory?), and the workers with it; "
+                    "start Ray again if it was yours, then go on with --resume, perhaps with fewer --workers"
+                ) from error
+
     def _greet(self) -> None:
         """Take note of the workers that have opened the box meanwhile. One that died is found by its next call."""
         owed = {ref: actor for actor, ref in self._opening.items()}
@@ -303,6 +324,7 @@ class RayPool:
                         self._chunk_s = min(self._chunk_s, (time.monotonic() - flight.sent) / flight.job.chunks)
             now = time.monotonic()
             lost |= {flight.actor for flight in self._flying.values() if now > flight.deadline}
+            self._check_raylet(now)
             for actor in lost:
                 again = self._replace(actor)
                 retries += len(again)

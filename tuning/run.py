@@ -15,7 +15,7 @@ from typing import Any
 from engine import search
 from engine.artifact import Artifact
 from engine.core import BoxSpec, Evaluator, Method, Search, Task
-from engine.errors import ArtifactError, RecipeError, RefusedError
+from engine.errors import ArtifactError, BoxError, RecipeError, RefusedError
 from engine.ledger import Ledger
 from engine.loop import Look, Step, steps
 from engine.pool import RayPool, Serial
@@ -156,6 +156,9 @@ class Tuning:
         try:
             # The driver computes as its workers do, so that their number makes no difference to the bits.
             yield from limited_steps(self._steps(evaluator, started), self.recipe.pool.threads)
+        except BoxError:
+            self.checkpoint()  # what was paid for is kept
+            raise
         finally:
             if self._evaluator is None:
                 evaluator.close()

@@ -1,4 +1,4 @@
-"""What a comparison found, in a sentence or two that claim no more than its seeds allow.
+"""What a comparison found: a sentence of its numbers, and how sure they are.
 
 Differences are called significant only by the paired tests of the report; what needs no search is named wherever the
 best search is not shown to be better.
@@ -17,8 +17,10 @@ SIGNIFICANT = 0.05
 Entry = Mapping[str, Any]
 
 
-def headline(block: Mapping[str, Any], *, seeds: int, searches: Sequence[Mapping[str, Any]], place: str = "") -> str:
-    """The sentence of one box and number of shots.
+def headline(
+    block: Mapping[str, Any], *, seeds: int, searches: Sequence[Mapping[str, Any]], place: str = ""
+) -> dict[str, str]:
+    """`found`, the sentence of one box and number of shots, and `sure`, which may be empty.
 
     Args:
         block: of `summary.json`: methods with their means, and the tests between them.
@@ -31,7 +33,7 @@ def headline(block: Mapping[str, Any], *, seeds: int, searches: Sequence[Mapping
     known = sorted((m for m in block["methods"] if m["mean"] is not None), key=lambda m: -m["mean"])
     known = [m for m in known if not m["name"].startswith("ceiling:")]  # a reference by gradients is no rival
     if not known:
-        return f"{where}, no method has finished a seed yet."
+        return {"found": f"{where}, no method has finished a seed yet.", "sure": ""}
     searched = [m for m in known if not is_queryless(m["name"])]
     best = (searched or known)[0]
     words = f"{where} over {_seeds(best['seeds'], seeds)}, {best['method']} reaches {_value(best)}"
@@ -44,16 +46,16 @@ def headline(block: Mapping[str, Any], *, seeds: int, searches: Sequence[Mapping
     shot = next((m for m in free if m["name"] == "zero-shot"), None)
     if shot or (best["name"] != "zero-shot" and best["zero_shot_accuracy"] is not None):
         words += f"; zero-shot {_other(best, shot) if shot else _percent(best['zero_shot_accuracy'])}"
-    found = [words + ".", *(_lead(best, other, block["tests"]) for other in (second, shot) if other)]
+    sure = [*(_lead(best, other, block["tests"]) for other in (second, shot) if other)]
     rival = next((m for m in free if m is not shot), None)
     if not searched:
-        found.append("No prompt was searched.")
+        sure.append("No prompt was searched.")
     elif rival and not _better(best, rival, block["tests"]):
-        found.append(f"{rival['method']}, which searches no prompt, reaches {_value(rival)}.")
-        found.append(_lead(best, rival, block["tests"]))
+        sure.append(f"{rival['method']}, which searches no prompt, reaches {_value(rival)}.")
+        sure.append(_lead(best, rival, block["tests"]))
     if min(m["seeds"] for m in known) == 1:
-        found.append("One seed shows no spread: differences may be chance.")
-    return " ".join(filter(None, found))
+        sure.append("One seed shows no spread: differences may be chance.")
+    return {"found": words + ".", "sure": " ".join(filter(None, sure))}
 
 
 def _other(best: Entry, other: Entry) -> str:
@@ -71,7 +73,9 @@ def _better(best: Entry, other: Entry, tests: Sequence[Mapping[str, Any]]) -> bo
 
 def _lead(best: Entry, other: Entry, tests: Sequence[Mapping[str, Any]]) -> str:
     """How sure it is which of the two is ahead; nothing where that is one seed's word."""
-    ahead, behind = (best, other) if best["mean"] >= other["mean"] else (other, best)
+    if best["mean"] == other["mean"]:
+        return f"{best['method']} and {other['method']} are level."
+    ahead, behind = (best, other) if best["mean"] > other["mean"] else (other, best)
     words = f"The lead of {ahead['method']} over {behind['method']}"
     test = _test(best, other, tests)
     if test:

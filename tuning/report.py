@@ -62,7 +62,7 @@ def settings_of(out: Path) -> Comparison:
 def text(out: str | Path, summary: Mapping[str, Any]) -> str:
     """The headline and the tables for a terminal."""
     tables = (table.text() for table in tables_of(settings_of(Path(out)), summary, wide=False))
-    return "\n\n".join(("\n".join(summary["headline"]), *tables))
+    return "\n\n".join((*(f"{told['found']} {told['sure']}".strip() for told in summary["headline"]), *tables))
 
 
 def rows_of(out: Path, comparison: Comparison) -> list[dict[str, Any]]:
@@ -156,8 +156,8 @@ def summary_of(out: Path, comparison: Comparison, rows: Sequence[Mapping[str, An
 
 def _headlines(
     comparison: Comparison, blocks: Sequence[Mapping[str, Any]], searches: Sequence[Mapping[str, Any]]
-) -> list[str]:
-    """A sentence a block."""
+) -> list[dict[str, str]]:
+    """What was found, of each block."""
     many_boxes, many_shots = len(comparison.boxes) > 1, len(comparison.shots) > 1
     return [
         headline(
@@ -167,7 +167,7 @@ def _headlines(
             place=f" with {block['box']}" * many_boxes + f" and {block['shots']} shots a class" * many_shots,
         )
         for block in blocks
-    ] or ["No run has finished yet."]
+    ] or [{"found": "No run has finished yet.", "sure": ""}]
 
 
 def _in(rows: Sequence[Mapping[str, Any]], block: tuple[str, str, int]) -> list[Mapping[str, Any]]:

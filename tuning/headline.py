@@ -84,7 +84,7 @@ def _lead(best: Entry, other: Entry, tests: Sequence[Mapping[str, Any]]) -> str:
     if min(best["seeds"], other["seeds"]) == 1:
         return ""
     if ahead["lowest"] > behind["highest"]:
-        return f"{words} shows in every seed, which are too few for a test."
+        return f"{words} holds in every seed, of which there are too few for a test."
     return f"{words} is within the range of the seeds."
 
 

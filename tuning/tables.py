@@ -244,19 +244,22 @@ def _degraded(results: Sequence[Mapping[str, Any]], kind: str) -> list[Table]:
 
 def _prompts(results: Sequence[Mapping[str, Any]], searches: Sequence[Mapping[str, Any]]) -> Table:
     """A row a method, or several where what it searched differs by task or box."""
-    rows: dict[tuple[str, ...], list[str]] = {}
     many_boxes = len({e["box"] for e in results}) > 1
+    found: dict[str, dict[tuple[str, ...], list[str]]] = {}
     for e in results:
-        facts = (e["method"], *_searched(e), *_settings(e, searches))
-        rows.setdefault(facts, []).append(e["task"] + f" on {e['box']}" * many_boxes)
-    split = len(rows) > len({facts[0] for facts in rows})
+        places = found.setdefault(e["method"], {}).setdefault((*_searched(e), *_settings(e, searches)), [])
+        places.append(e["task"] + f" on {e['box']}" * many_boxes)
+    split = any(len(rows) > 1 for rows in found.values())
+
+    def where(rows: Mapping[tuple[str, ...], list[str]], facts: tuple[str, ...]) -> list[str]:
+        return ([", ".join(dict.fromkeys(rows[facts]))] if len(rows) > 1 else ["wherever it ran"]) * split
+
     return Table(
         title="What each method searched",
         left=10,
         columns=("method", *["where"] * split, "prompt", "tokens", "contexts", "dimensions", "subspace", "head",
                  "settings", "chosen"),
-        rows=tuple((method, *[", ".join(dict.fromkeys(places))] * split, *facts)
-                   for (method, *facts), places in rows.items()),
+        rows=tuple((method, *where(rows, facts), *facts) for method, rows in found.items() for facts in rows),
         note="Tokens are the context vectors of a text prompt; contexts: one shared by all classes, or one for each. "
         "Dimensions is d, the length of the vector that is searched. Settings that are not named are the method's own.",
     )  # fmt: skip

@@ -109,7 +109,7 @@ def test_two_seeds_have_a_range_and_one_has_none():
     assert "over 2 seeds, sketch reaches 86.0 % (from 85.0 to 87.0)" in found and "interval" not in found
     assert sure == "The lead of sketch over cbbt is within the range of the seeds."
     _, sure = told(2, sketch=[0.87, 0.85], cbbt=[0.80, 0.81])
-    assert sure.endswith("shows in every seed, which are too few for a test.")
+    assert sure.endswith("holds in every seed, of which there are too few for a test.")
     found, sure = told(1, sketch=[0.87], cbbt=[0.80])
     assert "over 1 seed, sketch reaches 87.0 % after" in found and sure.startswith("One seed shows no spread")
     found, sure = told(3, sketch=[0.87, 0.88], cbbt=[0.80])

@@ -391,8 +391,9 @@ def reach(address: str) -> None:
         raise RecipeError(f"Ray address {address!r} must be HOST:PORT, as `ray start` prints it, or auto")
     try:
         socket.create_connection((host, int(port)), timeout=REACH_S).close()
-    except OSError as error:
-        raise BoxError(f"no Ray at {address} ({error.strerror or error}); check --address and RAY_ADDRESS") from error
+    except (OSError, OverflowError, UnicodeError) as error:  # nobody there; no such port; no such name
+        why = error.strerror if isinstance(error, OSError) else None
+        raise BoxError(f"no Ray at {address} ({why or error}); check --address and RAY_ADDRESS") from error
 
 
 def _connect(workers: int, cpus: float) -> tuple[Any, bool]:

@@ -204,7 +204,7 @@ class Problem:
         reply = self.evaluate(np.zeros((1, self.prompt.dim), np.float32), rows)
         return {
             "device": self.spec.device,
-            "cpu": _cpu_model(),
+            "cpu": cpu_model(),
             "numpy": np.__version__,
             "torch": _installed("torch"),
             "canary": hashlib.sha256(reply.losses.tobytes()).hexdigest()[:16],
@@ -218,7 +218,8 @@ def _installed(package: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """What this machine calls its processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

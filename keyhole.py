@@ -152,9 +152,6 @@ def tune_command(
         if (resume / folder.RESULT).exists():
             _print_result(json.loads((resume / folder.RESULT).read_text(encoding="utf-8")), resume, as_json)
             return
-        if not (resume / folder.RECIPE).is_file():
-            raise RecipeError(f"--resume {resume}: no run was begun there (it holds no {folder.RECIPE}); name the "
-                              "folder that the run wrote, the --out of its command")  # fmt: skip
         base = load_recipe(resume / folder.RECIPE)
     files = [word for word in settings if "=" not in word]
     if len(files) > 1:

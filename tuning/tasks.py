@@ -203,10 +203,7 @@ def _check(pool: Task) -> None:
     """What every pool must be, whoever loaded it."""
     uri = pool.uri
     if len(pool.classes) < 2:
-        names = ", ".join(map(repr, pool.classes))
-        raise TaskError(
-            f"{uri} has {len(pool.classes)} class{'' if names else 'es'} ({names}); a task needs at least 2"
-        )
+        raise TaskError(f"{uri} has {len(pool.classes)} classes; a task needs at least 2")
     if pool.template.count("{}") != 1:
         raise TaskError(f"{uri}: template {pool.template!r} must hold one {{}} for the class name")
     seen: dict[str, str] = {}
@@ -254,7 +251,7 @@ def _check_enough(pool: Task, split: Split, needed: int, shots: int, num_val: in
 
 
 def _others(count: int) -> str:
-    return f" (and {count - 1} other classes likewise)" if count > 1 else ""
+    return f" (and {count - 1} other class{'es' if count > 2 else ''} likewise)" if count > 1 else ""
 
 
 def _counts(pool: Task, split: Split) -> Array:

@@ -405,7 +405,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", arguments, INTERRUPTED)
     except click.ClickException as error:
-        _fail(" ".join(error.format_message().split()), arguments, 2)
+        message = " ".join(error.format_message().split())
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            message += f"{'' if message.endswith(('.', '?')) else '.'} See {error.ctx.command_path} --help."
+        _fail(message, arguments, 2)
     except KeyholeError as error:
         _fail(str(error), arguments, error.exit_code)
     except BrokenPipeError:

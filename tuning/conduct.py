@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.artifact import write_text
-from engine.errors import ArtifactError, RecipeError
+from engine.errors import ArtifactError, RecipeError, extra
 from tuning import choose, gate, provenance, report, track
 from tuning.compare import Cluster, Connected, metrics_of, on_tune, room
 from tuning.protocol import Comparison, make_comparison, trials_of
@@ -101,7 +101,7 @@ def _settled(comparison: Comparison | None, out: Path, resume: bool, *, tune: bo
     trials_of(comparison)  # every mistake in the settings is found here ...
     gate.published(comparison)  # ... or here
     if tune and comparison.searcher == "optuna" and not track.installed("optuna"):
-        raise RecipeError("searcher=optuna needs Optuna: pip install 'keyhole[optuna]'")
+        raise RecipeError("searcher=optuna needs the package 'optuna'; " + extra("optuna"))
     return comparison
 
 

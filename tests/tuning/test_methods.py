@@ -164,7 +164,7 @@ def test_a_method_brings_its_prompt_tokens_and_subspace_unless_told_otherwise():
 def test_the_pool_leaves_out_what_the_box_does_not_know(world):
     recipe = make_recipe({"task": "toy:", "box": "talking:", "method": "words"})
     serial = Serial(problem_of(recipe, world, make("words")), chunk=2)
-    every = serial.call("pool")
+    every = serial.templates()
     assert len(every) > 80, "a box that does not say is asked for all"
 
     class Tower:
@@ -172,7 +172,7 @@ def test_the_pool_leaves_out_what_the_box_does_not_know(world):
             return "photo" in template
 
     serial.problem.box.text_tower = Tower()
-    some = serial.call("pool")
+    some = serial.templates()
     sentences = serial.problem.prompt.decode(some).words
     assert sentences[0] == world.template and 1 < len(some) < len(every)
     assert all("photo" in sentence for sentence in sentences[1:])

@@ -1,7 +1,8 @@
 """`keyhole bench workers`: where a worker's CPU time goes in a whole run.
 
-A worker does nothing but `Problem.evaluate`; so one problem is driven in this process by a real search, and thread CPU
-time is read around the evaluation and around the encoder's call inside it. Medians over interleaved turns.
+A worker does nothing but `Problem.evaluate` and `Problem.read`; so one problem is driven in this process by a real
+search, and thread CPU time is read around these and around the encoder's call inside them. Medians over interleaved
+turns.
 Knows nothing of Ray.
 """
 
@@ -45,6 +46,7 @@ def run(task_uri: str, box: str, methods: Sequence[str], budget: float, chunk: i
             tower: Any = evaluator.problem.box
             tower.text_tower.encode = _timed(tower.text_tower.encode, spent, "encoder")
             evaluator.problem.evaluate = _timed(evaluator.problem.evaluate, spent, "worker")  # type: ignore[method-assign]
+            evaluator.problem.read = _timed(evaluator.problem.read, spent, "worker")  # type: ignore[method-assign]
             made = fitted(made, prompt_of(recipe, made), session.spec)
             started = time.thread_time()
             for _step in steps(made.start(session.dim, budget, 1), session, table=made.needs.table):

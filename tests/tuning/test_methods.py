@@ -114,7 +114,7 @@ def test_words_go_on_from_an_earlier_run_with_their_mixture(tmp_path, world):
     result, read = tuned(tmp_path / "second", "words", "talking:", budget=10, start=str(tmp_path / "first"))
     assert result["head"] == "templates" and read["accuracy"] == result["accuracy"] > result["zero_shot_accuracy"]
     again = Artifact.load(tmp_path / "second")
-    assert len(again.arrays["head.templates.weights"]) == 10
+    assert again.arrays["head.templates.weights"][1] > 0, "the kept template is the first after the task's own"
     history = [json.loads(line) for line in (tmp_path / "second" / "history.jsonl").read_text().splitlines()]
     own = Serial(problem_of(make_recipe({"task": "toy:", "box": "talking:", "method": "words"}), world, make("words")))
     assert min(line["best_loss"] for line in history) <= own.evaluate(kept.arrays["theta"][None]).losses[0]

@@ -20,7 +20,7 @@ import numpy as np
 
 from engine.core import Array, BoxSpec, Reply
 from engine.errors import BoxError, KeyholeError, RecipeError
-from engine.problem import Problem, ProblemSpec, join
+from engine.problem import OpenBox, Problem, ProblemSpec, join
 from engine.threads import limited
 
 log = logging.getLogger(__name__)
@@ -49,28 +49,43 @@ class Serial:
     Args:
         spec: the problem.
         chunk: candidates evaluated together; part of what "the same bits" means.
+        common: the box where it is open already.
     """
 
     workers = 0
 
-    def __init__(self, spec: ProblemSpec, *, chunk: int = 2) -> None:
+    def __init__(self, spec: ProblemSpec, *, chunk: int = 2, common: OpenBox | None = None) -> None:
         self.chunk = chunk
         self.threads = spec.threads
-        self.problem = Problem(spec)
-        self.describe = self.problem.describe
+        self.problem = Problem(spec, common)
+
+    def describe(self) -> tuple[BoxSpec, int, bool]:
+        """The box's spec, d, and whether validation is free."""
+        return self.problem.describe()
 
     def evaluate(self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False) -> Reply:
         """Losses of `(P, d)` candidates on these rows of a split (None: all)."""
         with limited(self.threads):
             return join([self.problem.evaluate(part, rows, split, table) for part in _chunks(thetas, self.chunk)])
 
-    def call(self, name: str, *args: Any) -> Any:
-        """Any other question to the problem: `image_features`, `decoded`, `cross_entropy`, ..."""
+    def read(self, theta: Array | None, split: str, *, whole: bool) -> Reply:
+        """The answer for one candidate, or for the template itself (None), on a whole split."""
         with limited(self.threads):
-            return getattr(self.problem, name)(*args)
+            return self.problem.read(theta, split, whole)
+
+    def decode(self, theta: Array) -> dict[str, Array]:
+        """The prompt of one candidate, as an artifact keeps it."""
+        with limited(self.threads):
+            return self.problem.decode(theta)
+
+    def templates(self) -> Array:
+        """`(T, d)` the whole templates of a prompt in words."""
+        return self.problem.templates()
 
     def fingerprint(self) -> dict[str, Any]:
-        return self.call("fingerprint")
+        """Device, builds and the bits of a canary."""
+        with limited(self.threads):
+            return self.problem.fingerprint()
 
     def close(self) -> None:
         """Nothing to end."""
@@ -195,16 +210,24 @@ class RayPool:
             self._images[split] = reply.outputs.image
         return reply
 
-    def call(self, name: str, *args: Any) -> Any:
-        """Any other question to the problem, answered by one worker."""
-        job = _Job("call", (name, *args))
-        self._dispatch([job])
-        return job.answer
+    def read(self, theta: Array | None, split: str, *, whole: bool) -> Reply:
+        """The answer for one candidate, or for the template itself (None), on a whole split."""
+        job = _Job("call", ("read", theta, split, whole))
+        retries, duplicates = self._dispatch([job])
+        return replace(job.answer, retries=retries, duplicates=duplicates)
+
+    def decode(self, theta: Array) -> dict[str, Array]:
+        """The prompt of one candidate, as an artifact keeps it."""
+        return self._one("decode", theta)
+
+    def templates(self) -> Array:
+        """`(T, d)` the whole templates of a prompt in words."""
+        return self._one("templates")
 
     def describe(self) -> tuple[BoxSpec, int, bool]:
         """The box's spec, d, and whether validation is free."""
         if self._described is None:
-            self._described = self.call("describe")
+            self._described = self._one("describe")
         return self._described
 
     def fingerprint(self) -> dict[str, Any]:
@@ -225,6 +248,12 @@ class RayPool:
             self._ray.shutdown()
 
     # -----------------------------------------------------------------------------------------------------------------
+
+    def _one(self, name: str, *args: Any) -> Any:
+        """What one worker says to a question that costs nothing."""
+        job = _Job("call", (name, *args))
+        self._dispatch([job])
+        return job.answer
 
     def _hire(self) -> None:
         actor = self._make(self._spec)

@@ -139,7 +139,7 @@ def _reads(trial: Trial, recipe: Recipe, folder: Path) -> dict[str, Any]:
     """What was searched, and further accuracies of the artifact; None where it does not carry over, with the reason."""
     artifact = Artifact.load(folder)
     own = artifact.meta["task"]
-    gives = sorted(_opened(recipe)[1].call("describe")[0].gives)
+    gives = sorted(_opened(recipe)[1].describe()[0].gives)
     found: dict[str, Any] = {"gives": gives, "prompt": _searched(artifact), "new": None, "shift": {}}
     if trial.new_half:
         new = replace(artifact, meta={**artifact.meta, "task": {**own, "half": "new"}})

@@ -20,13 +20,14 @@ from engine.ledger import Ledger
 from engine.loop import Look, Step, steps
 from engine.pool import RayPool, Serial
 from engine.problem import ProblemSpec
+from engine.prompts import PROMPTS
 from engine.prompts.text import own_contexts
 from engine.search.warm import Warm
 from tuning import queryless
 from tuning.folder import RunFolder
 from tuning.outcome import Outcome, check_head, of_head, of_prompt, of_templates
 from tuning.recipe import PromptRecipe, Recipe
-from tuning.tasks import load_task
+from tuning.tasks import anchored, load_task
 
 
 def release() -> str:
@@ -56,7 +57,14 @@ def prompt_of(recipe: Recipe, method: Method | None = None) -> PromptRecipe:
             raise RecipeError(f"prompt.name={prompt.name!r}: method {recipe.method} searches {own}; leave it out")
         prompt = replace(prompt, name=own)
     if recipe.start is not None:
-        begun = Artifact.load(recipe.start).meta["parametrization"] or {}
+        begun = Artifact.load(recipe.start).meta["parametrization"] or {"name": PromptRecipe.name}
+        if begun["name"] in PROMPTS and own is None and prompt.name == PromptRecipe.name:
+            prompt = replace(prompt, name=begun["name"])  # an artifact may choose among ours, and names no code
+        if begun["name"] != prompt.name:
+            raise ArtifactError(
+                f"start={recipe.start}: its prompt is {begun['name']}, this run searches {prompt.name}; "
+                "start from a run with the same kind of prompt"
+            )
         return replace(prompt, **{key: begun.get(key) for key, value in asdict(prompt).items() if value is None})
     if prompt.tokens is None and "text" in prompt.name:
         prompt = replace(prompt, tokens=getattr(method, "tokens", None))
@@ -281,8 +289,8 @@ class Tuning:
             "keyhole": release(),
             "box": recipe.box,
             "identity": spec.identity,
-            "path": spec.path,
-            "task": {"uri": recipe.task, "shots": recipe.shots, "half": recipe.half,
+            "provenance": {**result["fingerprint"], "path": spec.path},
+            "task": {"uri": anchored(recipe.task), "shots": recipe.shots, "half": recipe.half,
                      "seed": recipe.seed if recipe.data_seed is None else recipe.data_seed},
             "classes": list(self.task.classes),
             "template": self.task.template,

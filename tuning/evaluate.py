@@ -83,9 +83,9 @@ def _check_task(artifact: Artifact, task: Task) -> None:
     ours, uri = artifact.meta["classes"], artifact.meta["task"]["uri"]
     if ours != list(task.classes):
         where = next((i for i, pair in enumerate(zip(ours, task.classes, strict=False)) if pair[0] != pair[1]), None)
-        what = (
-            f"{len(ours)} and {len(task.classes)}" if where is None else f"{ours[where]!r} and {task.classes[where]!r}"
-        )
+        what = f"{len(ours)} and {len(task.classes)}"
+        if where is not None:
+            what = f"{ours[where]!r:.80} and {task.classes[where]!r:.80}"
         raise ArtifactError(
             f"the artifact's classes are not those of its task {uri} ({what}); name a task on purpose with --task"
         )

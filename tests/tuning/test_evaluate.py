@@ -102,7 +102,7 @@ def test_a_frame_is_gone_on_with(tmp_path):
     tune(tmp_path / "first", **FRAME, prompt={"name": "pixels", "grid": 3, "width": 4})
     first = Artifact.load(tmp_path / "first")
     still = {"name": "momentum", "radius": 1e-6, "h": 1e-6}
-    after = tune(tmp_path / "second", **{**FRAME, "method": still}, start=str(tmp_path / "first"))
+    after = tune(tmp_path / "second", **{**FRAME, "method": still, "budget": 16}, start=str(tmp_path / "first"))
     second = Artifact.load(tmp_path / "second")
     assert after["prompt"] == "pixels" and second.meta["parametrization"] == first.meta["parametrization"]
     np.testing.assert_allclose(second.arrays["pixels"], first.arrays["pixels"], atol=1e-4)

@@ -50,7 +50,7 @@ def _head(name: str) -> str:
 
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=5_000)]
-Line = Annotated[Text, AfterValidator(_printable)]
+Line = Annotated[str, StringConstraints(min_length=1, max_length=2_000), AfterValidator(_printable)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Number = Annotated[int, Field(ge=1, le=2**31)]
 

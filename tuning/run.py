@@ -295,7 +295,7 @@ class Tuning:
             "classes": list(self.task.classes),
             "template": self.task.template,
             "parametrization": None if self.queryless else asdict(prompt_of(recipe, self.method)),
-            "method": repr(self.method) if self.method else recipe.method,
+            "method": " ".join(repr(self.method).split())[:2000] if self.method else recipe.method,
             "head": outcome.head,
             "ledger": self.ledger.counts(),
             "metrics": {name: result[name] for name in keep},

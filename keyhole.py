@@ -181,15 +181,16 @@ def tune_command(
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--task", help="Another task than it was tuned on.")
 @click.option("--box", help="Another box than it was tuned on.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda: also another than it was tuned on.")
 @as_json
-def eval_command(run_folder: Path, task: str | None, box: str | None, as_json: bool) -> None:
+def eval_command(run_folder: Path, task: str | None, box: str | None, device: str, as_json: bool) -> None:
     """Read the test accuracy of a finished run.
 
     On its own task and box, or on others.
     """
     from tuning.evaluate import evaluate
 
-    _print(evaluate(load(run_folder), task_uri=task, box_uri=box), as_json)
+    _print(evaluate(load(run_folder), task_uri=task, box_uri=box, device=device), as_json)
 
 
 @cli.command("compare", cls=_Configured, settings="tuning.protocol:Comparison")

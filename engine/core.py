@@ -141,7 +141,8 @@ class BoxSpec:
     """H in pixels."""
     text: TextSpec | None = None
     identity: dict[str, Any] = field(default_factory=dict)
-    """What must agree for an artifact to mean the same here: weights hash, preprocessing, activation, device kind."""
+    """What must agree for an artifact to mean the same here: weights hash, preprocessing, activation, URI options.
+    Device and builds are provenance, which an artifact notes apart and which need not agree."""
     path: str = "plain"
     """Which way the box computes, in words (`keyhole doctor --box` prints it)."""
 

@@ -145,10 +145,3 @@ def _of_trained(head: Any, name: str, theta: Array, rows: Mapping[str, Array], s
         arrays={f"head.{head.kind}.{key}": np.asarray(value) for key, value in head.state_dict().items()},
         holds_training_data=head.kind == "tip",
     )
-
-
-def restore_head(arrays: Mapping[str, Array]) -> Any:
-    """The head that an artifact's arrays hold."""
-    tensors = {name: value for name, value in arrays.items() if name.startswith("head.")}
-    kind = next(iter(tensors)).split(".")[1]
-    return heads.restore(kind, {name.split(".", 2)[2]: value for name, value in tensors.items()})

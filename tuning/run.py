@@ -22,6 +22,7 @@ from engine.ledger import Ledger
 from engine.loop import Look, Step, steps
 from engine.pool import RayPool, Serial
 from engine.problem import ProblemSpec
+from engine.prompts import PROMPTS
 from engine.prompts.text import own_contexts
 from engine.search.warm import Warm
 from engine.session import Session
@@ -30,7 +31,7 @@ from tuning import queryless
 from tuning.folder import RunFolder
 from tuning.outcome import PLAIN, Outcome, check_head, of_head, of_prompt, of_templates, train_loss
 from tuning.recipe import PromptRecipe, Recipe
-from tuning.tasks import load_task
+from tuning.tasks import anchored, load_task
 
 
 def release() -> str:
@@ -60,7 +61,14 @@ def prompt_of(recipe: Recipe, method: Method | None = None) -> PromptRecipe:
             raise RecipeError(f"prompt.name={prompt.name!r}: method {recipe.method} searches {own}; leave it out")
         prompt = replace(prompt, name=own)
     if recipe.start is not None:
-        begun = Artifact.load(recipe.start).meta["parametrization"] or {}
+        begun = Artifact.load(recipe.start).meta["parametrization"] or {"name": PromptRecipe.name}
+        if begun["name"] in PROMPTS and own is None and prompt.name == PromptRecipe.name:
+            prompt = replace(prompt, name=begun["name"])  # an artifact may choose among ours, and names no code
+        if begun["name"] != prompt.name:
+            raise ArtifactError(
+                f"start={recipe.start}: its prompt is {begun['name']}, this run searches {prompt.name}; "
+                "start from a run with the same kind of prompt"
+            )
         return replace(prompt, **{key: begun.get(key) for key, value in asdict(prompt).items() if value is None})
     if prompt.tokens is None and "text" in prompt.name:
         prompt = replace(prompt, tokens=getattr(method, "tokens", None))
@@ -302,13 +310,13 @@ class Tuning:
             "keyhole": release(),
             "box": recipe.box,
             "identity": spec.identity,
-            "path": spec.path,
-            "task": {"uri": recipe.task, "shots": recipe.shots, "half": recipe.half,
+            "provenance": {**result["fingerprint"], "path": spec.path},
+            "task": {"uri": anchored(recipe.task), "shots": recipe.shots, "half": recipe.half,
                      "seed": recipe.seed if recipe.data_seed is None else recipe.data_seed},
             "classes": list(self.task.classes),
             "template": self.task.template,
             "parametrization": None if self.queryless else asdict(prompt_of(recipe, self.method)),
-            "method": repr(self.method) if self.method else recipe.method,
+            "method": " ".join(repr(self.method).split())[:2000] if self.method else recipe.method,
             "head": outcome.head,
             "ledger": self.ledger.counts(),
             "metrics": {name: result[name] for name in keep},

@@ -57,6 +57,9 @@ FORMS: dict[str, str] = {
 VAL_SHOTS = 4
 """Validation images a class, at most: CoOp's min(shots, 4)."""
 
+ON_DISK = frozenset({"folder", "coop"})
+"""Schemes whose rest is a path."""
+
 
 def load_task(uri: str, *, shots: int = 16, seed: int = 1, half: str = "all") -> Task:
     """A task with its few-shot splits drawn.
@@ -85,9 +88,16 @@ def load_task(uri: str, *, shots: int = 16, seed: int = 1, half: str = "all") ->
     return few_shot(halve(load_pool(uri), half), shots=shots, seed=seed)
 
 
-def load_pool(uri: str) -> Task:
-    """All of a task's images, before anything is drawn. Raises as `load_task` does."""
-    loader, rest, options = _resolve(split_degradations(uri)[0])
+def load_pool(uri: str, *, allow_code: bool = True) -> Task:
+    """All of a task's images, before anything is drawn.
+
+    Args:
+        uri: as of `load_task`.
+        allow_code: whether it may be `package.module:function`: only where the user typed it.
+
+    Raises as `load_task` does.
+    """
+    loader, rest, options = _resolve(split_degradations(uri)[0], allow_code)
     pool = replace(_call(loader, rest, options, uri), uri=uri)
     _check(pool)
     return pool
@@ -143,13 +153,26 @@ def task_names() -> tuple[str, ...]:
     return (*embedded, *(form for form in FORMS if form != "mini:NAME"))
 
 
-def _resolve(uri: str) -> tuple[Callable[..., Task], str, dict[str, str]]:
+def anchored(uri: str) -> str:
+    """The URI with an absolute path where it has one, so that it means the same from any working directory."""
+    scheme, colon, rest = uri.partition(":")
+    path, mark, query = rest.partition("?")
+    if scheme not in ON_DISK or not path:
+        return uri
+    return f"{scheme}{colon}{Path(path).expanduser().absolute()}{mark}{query}"
+
+
+def _resolve(uri: str, allow_code: bool = True) -> tuple[Callable[..., Task], str, dict[str, str]]:
     """Loader, what follows the scheme, and the options of the query."""
     scheme, rest, options = parse_uri(uri, "task")
     colon = ":" in uri
     if colon and scheme in SCHEMES:
         target = SCHEMES[scheme]
     elif colon and "." in scheme:
+        if not allow_code:
+            raise RecipeError(
+                f"task {uri!r:.200} is code, which an artifact cannot name; if it is yours, name it with --task"
+            )
         function, _, rest = rest.partition(":")
         target = f"{scheme}:{function}"
     else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -138,14 +138,12 @@ def looks(folder: Path) -> list[dict[str, Any]]:
 def _reads(trial: Trial, recipe: Recipe, folder: Path) -> dict[str, Any]:
     """What was searched, and further accuracies of the artifact; None where it does not carry over, with the reason."""
     artifact = Artifact.load(folder)
-    own = artifact.meta["task"]
     gives = sorted(_opened(recipe)[1].describe()[0].gives)
     found: dict[str, Any] = {"gives": gives, "prompt": _searched(artifact), "new": None, "shift": {}}
     if trial.new_half:
-        new = replace(artifact, meta={**artifact.meta, "task": {**own, "half": "new"}})
-        found["new"] = _read(new, own["uri"])
+        found["new"] = _read(artifact, recipe, recipe.task, "new")
     for uri in trial.shift:
-        found["shift"][uri] = _read(artifact, uri)
+        found["shift"][uri] = _read(artifact, recipe, uri)
     return found
 
 
@@ -163,9 +161,9 @@ def _searched(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _read(artifact: Artifact, task: str) -> dict[str, Any]:
+def _read(artifact: Artifact, recipe: Recipe, task: str, half: str | None = None) -> dict[str, Any]:
     try:
-        told = evaluate(artifact, task_uri=task)
+        told = evaluate(artifact, task_uri=task, half=half, device=recipe.device)
     except ArtifactError as error:
         return {"accuracy": None, "why": str(error)}
     return {name: told[name] for name in ("zero_shot_accuracy", "accuracy", "images")}

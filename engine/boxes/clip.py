@@ -143,7 +143,6 @@ class ClipBox:
             identity={
                 **identity,
                 "preprocess": preprocess.as_dict(),
-                "device": self._device.type,
                 **({"precision": precision} if precision != "fp32" else {}),
                 **({"clip": True} if clip else {}),
             },
@@ -216,8 +215,8 @@ class ClipBox:
             with computing(self._precision, self._device):
                 canary = self.image_tower.fingerprint()
             tower = self.image_tower
-            about = {"box": self.spec.identity, "way": tower.path, "batch": tower.batch, "canary": canary}
-            self._cache = FeatureCache(folder, about)
+            way = {"way": tower.path, "batch": tower.batch, "device": self._device.type}
+            self._cache = FeatureCache(folder, {"box": self.spec.identity, "canary": canary, **way})
         return self._cache
 
     def _projected(self, source: ImageSource, rows: Sequence[int]) -> Tensor:

@@ -33,7 +33,6 @@ def world(monkeypatch):
     monkeypatch.setattr(boxes, "WITHOUT_TORCH", frozenset({"toy", "talking"}))
     task = toy.toy_task(seed=1)
     monkeypatch.setattr(run, "load_task", lambda uri, **settings: task)
-    monkeypatch.setattr("tuning.evaluate.load_task", lambda uri, **settings: task)
     return task
 
 

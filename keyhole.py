@@ -13,7 +13,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,6 @@ from engine.errors import BoxError, KeyholeError, RecipeError
 if TYPE_CHECKING:
     from engine.artifact import Artifact
     from engine.core import BlackBox, Task
-    from engine.loop import Step
 
 INTERRUPTED = 130
 
@@ -114,6 +113,7 @@ def tune_command(
     keyhole tune --resume runs/digits
     """
     from tuning import folder
+    from tuning.progress import Progress
     from tuning.recipe import load_recipe, make_recipe
     from tuning.run import Tuning
 
@@ -137,14 +137,16 @@ def tune_command(
 
         _print(planned(recipe), as_json)
         return
-    tuning = Tuning(recipe, resume or out or folder.default_path(recipe), resume=resume is not None)
-    with _interruptible() as interrupted, _progress(recipe.budget) as show:
+    with _interruptible() as interrupted, Progress(recipe.budget) as progress:
+        tuning = Tuning(recipe, resume or out or folder.default_path(recipe), resume=resume is not None)
         for step in tuning:
-            show(step)
+            progress.step(step)
             if interrupted.is_set():
                 tuning.checkpoint()
-                click.echo(f"interrupted; go on with: keyhole tune --resume {tuning.out}", err=True)
-                raise click.exceptions.Exit(INTERRUPTED)
+                break
+    if not tuning.result:
+        click.echo(f"interrupted; go on with: keyhole tune --resume {tuning.out}", err=True)
+        raise click.exceptions.Exit(INTERRUPTED)
     _print_result(tuning.result, tuning.out, as_json)
 
 
@@ -152,12 +154,15 @@ def tune_command(
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--task", help="Another task than it was tuned on.")
 @click.option("--box", help="Another box than it was tuned on.")
+@click.option(
+    "--test-images", type=int, help="Read so many of the test images, drawn by the artifact's seed; else all."
+)
 @as_json
-def eval_command(run_folder: Path, task: str | None, box: str | None, as_json: bool) -> None:
+def eval_command(run_folder: Path, task: str | None, box: str | None, test_images: int | None, as_json: bool) -> None:
     """Read a finished artifact's accuracy on the test split of its task, or of another task or box."""
     from tuning.evaluate import evaluate
 
-    _print(evaluate(load(run_folder), task_uri=task, box_uri=box), as_json)
+    _print(evaluate(load(run_folder), task_uri=task, box_uri=box, test_images=test_images), as_json)
 
 
 @cli.command("compare")
@@ -309,7 +314,8 @@ def _print_result(result: Mapping[str, Any], out: Path, as_json: bool) -> None:
         return
     click.echo(
         f"{result['task']} on {result['box']}, {result['method']}, {result['shots']} shots, seed {result['seed']}\n"
-        f"test accuracy  {result['zero_shot_accuracy']:.4f} zero-shot  ->  {result['accuracy']:.4f} tuned\n"
+        f"test accuracy  {result['zero_shot_accuracy']:.4f} zero-shot  ->  {result['accuracy']:.4f} tuned"
+        f"{_part(result)}\n"
         f"cost           {result['evaluations']:.1f} evaluations = {result['pairs']:,} prompt-image pairs "
         f"(+ {result['test_pairs']:,} for the final test), {result['sequences']:,} text sequences, "
         f"{result['image_encodes']:,} image encodes, {result['seconds']:.1f} s\n"
@@ -317,38 +323,10 @@ def _print_result(result: Mapping[str, Any], out: Path, as_json: bool) -> None:
     )
 
 
-@contextmanager
-def _progress(budget: float) -> Iterator[Callable[[Step], None]]:
-    """A bar on a terminal, a line at each validation look elsewhere; always on stderr."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        form = "{l_bar}{bar}| {n:.0f}/{total:.0f} evaluations [{elapsed}<{remaining}, {rate_fmt}]{postfix}"
-        with tqdm(total=budget, bar_format=form, unit="ev") as bar:
-
-            def advance(step: Step) -> None:
-                bar.set_postfix(
-                    loss=f"{step.loss:.4f}", best=f"{step.best_loss:.4f}", val=f"{step.best.val_accuracy:.3f}",
-                    refresh=False,
-                )  # fmt: skip
-                bar.update(step.evaluations - bar.n)
-
-            yield advance
-        return
-
-    def line(step: Step) -> None:
-        if step.look is None:
-            return
-        rate = step.evaluations / max(step.seconds, 1e-9)
-        left = (budget - step.evaluations) / max(rate, 1e-9)
-        click.echo(
-            f"evaluations {step.evaluations:7.1f} of {budget:g}  loss {step.loss:.4f}  best {step.best_loss:.4f}  "
-            f"val loss {step.look.val_loss:.4f}  val accuracy {step.look.val_accuracy:.4f}  "
-            f"{rate:.0f}/s  {left:.0f} s left",
-            err=True,
-        )
-
-    yield line
+def _part(result: Mapping[str, Any]) -> str:
+    """How much of the test split an accuracy is of, where it is not all of it."""
+    read, of = result.get("test_images"), result.get("test_images_of")
+    return "" if read == of else f", on {read:,} of {of:,} test images"
 
 
 @contextmanager
@@ -362,7 +340,8 @@ def _interruptible(
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        click.echo(f"\n{promise}", err=True)
+        # On a terminal a bar, and the terminal's own ^C, stand on the line.
+        click.echo(("\n" if sys.stderr.isatty() else "") + promise, err=True)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

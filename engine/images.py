@@ -24,6 +24,7 @@ from PIL import Image, ImageOps
 
 from engine.core import Array, ImageSource, Subset
 from engine.errors import RecipeError, TaskError
+from engine.phases import advance, phase
 
 MAX_BYTES = 64 * 2**20
 """An encoded image above this is refused unread."""
@@ -246,12 +247,15 @@ def one_by_one(source: ImageSource, rows: Sequence[int]) -> Iterator[Array | Enc
             yield from source.read([row])
 
 
-def check_images(source: ImageSource) -> None:
-    """Look over all images of a source that lie encoded. Raises TaskError naming the first that cannot be read."""
-    source, rows = _origin(source, range(len(source)))
-    if isinstance(source, EncodedSource):
-        for row in rows:
+def check_images(*sources: ImageSource) -> None:
+    """Look over all images that lie encoded. Raises TaskError naming the first that cannot be read."""
+    origins = [_origin(source, range(len(source))) for source in sources]
+    lying = [(source, row) for source, rows in origins if isinstance(source, EncodedSource) for row in rows]
+    with phase("checking images", len(lying)):
+        for number, (source, row) in enumerate(lying):
             source.check(row)
+            if number % 100 == 0:
+                advance(number)
 
 
 def _origin(source: ImageSource, rows: Sequence[int]) -> tuple[ImageSource, Sequence[int]]:

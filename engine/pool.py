@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 
 from engine.core import Array, BoxSpec, Reply
 from engine.errors import BoxError, KeyholeError, RecipeError
+from engine.phases import phase
 from engine.problem import Problem, ProblemSpec, join
 
 log = logging.getLogger(__name__)
@@ -139,17 +141,20 @@ class RayPool:
         self.chunk = chunk
         self.timeout_s = timeout_s
         self.mixed = mixed
-        self._ray, self._own_cluster = _connect(workers, cpus)
+        with phase("starting Ray"):
+            self._ray, self._own_cluster = _connect(workers, cpus)
         self._make = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Worker).remote
         self._spec = self._ray.put(spec)
         self._load: dict[Any, int] = {}
         self._opening: dict[Any, Any] = {}  # actor -> the fingerprint that it still owes
         self._flying: dict[Any, _Flight] = {}  # call -> where it is
         self._identity: dict[str, Any] = {}
+        self._encoded = {"train"}  # splits that workers have begun to encode
         try:
-            for _ in range(workers):
-                self._hire()
-            self._identity = self._first_fingerprint()
+            with phase(f"opening {spec.box} and encoding train images in {workers} workers"):
+                for _ in range(workers):
+                    self._hire()
+                self._identity = self._first_fingerprint()
         except BaseException:
             self.close()
             raise
@@ -157,7 +162,9 @@ class RayPool:
     def evaluate(self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False) -> Reply:
         """Losses of `(P, d)` candidates on these rows of a split (None: all)."""
         jobs = [_Job(("evaluate", part, rows, split, table)) for part in _chunks(thetas, self.chunk)]
-        retries, duplicates = self._dispatch(jobs)
+        new, self._encoded = split not in self._encoded, self._encoded | {split}
+        with phase(f"encoding {split} images in {self.workers} workers") if new else nullcontext():
+            retries, duplicates = self._dispatch(jobs)
         return replace(join([job.answer for job in jobs]), retries=retries, duplicates=duplicates)
 
     def call(self, name: str, *args: Any) -> Any:

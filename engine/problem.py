@@ -20,6 +20,7 @@ from engine.boxes import open_box
 from engine.core import Array, BoxSpec, Outputs, Parametrization, Prompts, Reply, Split, Staged, Work
 from engine.errors import RefusedError
 from engine.objectives import cross_entropy, make_objective
+from engine.phases import phase
 from engine.prompts import make_prompt
 
 CANARY_ROWS = 8
@@ -52,9 +53,10 @@ class Problem:
         if spec.threads is not None:
             # NumPy's products too: the order of a sum may depend on the number of threads, and with it the bits.
             threadpool_limits(limits=spec.threads)
-        self.box = open_box(
-            spec.box, classes=spec.classes, template=spec.template, device=spec.device, threads=spec.threads
-        )
+        with phase(f"opening {spec.box}"):
+            self.box = open_box(
+                spec.box, classes=spec.classes, template=spec.template, device=spec.device, threads=spec.threads
+            )
         self.prompt: Parametrization = make_prompt(spec=self.box.spec, **spec.prompt)
         objective = spec.objective
         if objective == "auto":
@@ -89,7 +91,9 @@ class Problem:
     def _stage(self, split: str) -> tuple[Staged, int]:
         if split not in self._staged:
             self.box.work()
-            images = self.box.stage(self.spec.splits[split].source)
+            source = self.spec.splits[split].source
+            with phase(f"encoding {split} images", len(source)):
+                images = self.box.stage(source)
             self._staged[split] = images, self.box.work().image_encodes
         return self._staged[split]
 

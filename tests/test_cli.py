@@ -59,7 +59,7 @@ def test_result_has_every_field_of_the_contract(tmp_path, capsys):
     _, out, _ = run(capsys, *SMALL, "--out", str(tmp_path / "run"), "--json")
     fields = (
         "task box method prompt head shots seed budget evaluations pairs test_pairs sequences image_encodes retries "
-        "duplicates bytes cost zero_shot_accuracy accuracy val_accuracy train_loss base_accuracy new_accuracy seconds "
+        "duplicates bytes cost test_images test_images_of zero_shot_accuracy accuracy val_accuracy train_loss base_accuracy new_accuracy seconds "
         "workers fingerprint version"
     )
     assert set(json.loads(out)) == set(fields.split())

@@ -18,15 +18,21 @@ from tuning.outcome import restore_head
 from tuning.tasks import load_task
 
 
-def evaluate(artifact: Artifact, *, task_uri: str | None = None, box_uri: str | None = None) -> dict[str, Any]:
+def evaluate(
+    artifact: Artifact, *, task_uri: str | None = None, box_uri: str | None = None, test_images: int | None = None
+) -> dict[str, Any]:
     """Zero-shot and tuned accuracy on the test split of the artifact's own task and box, or of others.
+
+    The whole split is read, or `test_images` of it, drawn by the artifact's seed as a run with this setting does.
 
     Raises ArtifactError where the artifact cannot be used there: other weights under the same name, another prompt
     width, a head for other features.
     """
     meta = artifact.meta
     own = meta["task"]
-    task = load_task(task_uri or own["uri"], shots=own["shots"], seed=own["seed"], half=own["half"])
+    task = load_task(
+        task_uri or own["uri"], shots=own["shots"], seed=own["seed"], half=own["half"], test_images=test_images
+    )
     box = open_box(box_uri or meta["box"], classes=task.classes, template=task.template)
     if box_uri is None and box.spec.identity != meta["identity"]:
         differing = sorted(k for k in meta["identity"] if meta["identity"][k] != box.spec.identity.get(k))
@@ -42,6 +48,7 @@ def evaluate(artifact: Artifact, *, task_uri: str | None = None, box_uri: str | 
         "box": box.spec.uri,
         "method": meta["method"],
         "images": len(task.test),
+        "images_of": task.test_of or len(task.test),
         "zero_shot_accuracy": float((plain.predictions()[0] == task.test.labels).mean()),
         "accuracy": float(right),
     }

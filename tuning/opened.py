@@ -16,7 +16,7 @@ from engine.core import Array, Evaluator, Method, Reply, Task
 from engine.pool import Serial
 from tuning.recipe import Recipe, make_recipe
 from tuning.run import problem_of, prompt_of
-from tuning.tasks import few_shot, halve, load_pool
+from tuning.tasks import few_shot, halve, load_pool, looked_over, part_of_test
 
 
 class Shared:
@@ -62,7 +62,8 @@ def opened(recipe: Recipe, method: Method | None) -> tuple[Task, Evaluator]:
     )
     task = _task(json.dumps(key.as_dict()))
     own = _serial(json.dumps(key.as_dict()))
-    common = _common(json.dumps(replace(key, shots=1, data_seed=0).as_dict()))
+    drawn = 0 if recipe.test_images is None else seed  # a whole test split is that of all samples
+    common = _common(json.dumps(replace(key, shots=1, data_seed=drawn).as_dict()))
     return task, Shared(own, common)
 
 
@@ -75,7 +76,8 @@ def _pool(uri: str) -> Task:
 def _task(key: str) -> Task:
     recipe = make_recipe(json.loads(key))
     assert recipe.data_seed is not None
-    return few_shot(halve(_pool(recipe.task), recipe.half), shots=recipe.shots, seed=recipe.data_seed)
+    task = few_shot(halve(_pool(recipe.task), recipe.half), shots=recipe.shots, seed=recipe.data_seed)
+    return looked_over(part_of_test(task, recipe.test_images, recipe.data_seed))
 
 
 @lru_cache(maxsize=2)
@@ -87,5 +89,6 @@ def _serial(key: str) -> Serial:
 @lru_cache(maxsize=2)
 def _common(key: str) -> Serial:
     recipe = make_recipe(json.loads(key))
-    task = halve(_pool(recipe.task), recipe.half)
+    assert recipe.data_seed is not None
+    task = part_of_test(halve(_pool(recipe.task), recipe.half), recipe.test_images, recipe.data_seed)
     return Serial(problem_of(recipe, replace(task, train=task.test, val=task.test)), chunk=recipe.pool.chunk)

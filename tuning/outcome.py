@@ -16,6 +16,7 @@ from engine.core import Array, BoxSpec, Evaluator, Outputs, Task
 from engine.errors import RecipeError, RefusedError, nearest
 from engine.ledger import Ledger
 from engine.objectives import cross_entropy
+from engine.phases import phase
 
 SPLITS = ("train", "val", "test")
 
@@ -51,6 +52,7 @@ def check_head(name: str | None, spec: BoxSpec | None = None) -> None:
         )
 
 
+@phase("reading the test split")
 def of_prompt(
     theta: Array, task: Task, evaluator: Evaluator, ledger: Ledger, *, val_accuracy: float, train_loss: float | None
 ) -> Outcome:
@@ -67,6 +69,7 @@ def of_prompt(
     )
 
 
+@phase("reading the test split")
 def of_head(name: str, theta: Array, task: Task, evaluator: Evaluator, ledger: Ledger, seed: int) -> Outcome:
     """A head trained on the features under a prompt, which the training and validation reads have returned already.
 
@@ -86,6 +89,7 @@ def of_head(name: str, theta: Array, task: Task, evaluator: Evaluator, ledger: L
     return _of_trained(head, name, theta, rows, task, evaluator, ledger)
 
 
+@phase("reading the test split")
 def of_templates(
     thetas: Array, theta: Array, task: Task, evaluator: Evaluator, ledger: Ledger, *, plain: bool = False
 ) -> Outcome:

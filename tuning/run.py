@@ -40,7 +40,7 @@ def release() -> str:
 def task_of(recipe: Recipe) -> Task:
     """The recipe's task with its few-shot sample."""
     seed = recipe.seed if recipe.data_seed is None else recipe.data_seed
-    return load_task(recipe.task, shots=recipe.shots, seed=seed, half=recipe.half)
+    return load_task(recipe.task, shots=recipe.shots, seed=seed, half=recipe.half, test_images=recipe.test_images)
 
 
 def prompt_of(recipe: Recipe, method: Method | None = None) -> PromptRecipe:
@@ -258,6 +258,8 @@ class Tuning:
             "seed": recipe.seed,
             "budget": recipe.budget,
             **self.ledger.counts(),
+            "test_images": len(self.task.test),
+            "test_images_of": self.task.test_of or len(self.task.test),
             "zero_shot_accuracy": outcome.zero_shot_accuracy,
             "accuracy": outcome.accuracy,
             "val_accuracy": outcome.val_accuracy,
@@ -276,7 +278,7 @@ class Tuning:
 
     def _meta(self, spec: BoxSpec, result: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
         recipe = self.recipe
-        keep = ("zero_shot_accuracy", "accuracy", "val_accuracy", "train_loss")
+        keep = ("test_images", "zero_shot_accuracy", "accuracy", "val_accuracy", "train_loss")
         return {
             "keyhole": release(),
             "box": recipe.box,

@@ -141,15 +141,15 @@ def _reads(trial: Trial, recipe: Recipe, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"gives": gives, "new": None, "shift": {}}
     if trial.new_half:
         new = replace(artifact, meta={**artifact.meta, "task": {**own, "half": "new"}})
-        found["new"] = _read(new, own["uri"])
+        found["new"] = _read(new, own["uri"], recipe.test_images)
     for uri in trial.shift:
-        found["shift"][uri] = _read(artifact, uri)
+        found["shift"][uri] = _read(artifact, uri, recipe.test_images)
     return found
 
 
-def _read(artifact: Artifact, task: str) -> dict[str, Any]:
+def _read(artifact: Artifact, task: str, test_images: int | None) -> dict[str, Any]:
     try:
-        told = evaluate(artifact, task_uri=task)
+        told = evaluate(artifact, task_uri=task, test_images=test_images)
     except ArtifactError as error:
         return {"accuracy": None, "why": str(error)}
     return {name: told[name] for name in ("zero_shot_accuracy", "accuracy", "images")}

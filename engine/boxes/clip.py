@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine import phases
 from engine.boxes import keep_only
 from engine.boxes.cache import FeatureCache, cache_folder
 from engine.boxes.image_tower import ImageTower
@@ -179,8 +180,11 @@ class ClipBox:
             raise TaskError("no images to stage; every split that is used needs at least one")
         cache = self._open_cache()
         blocks = [range(start, min(start + self._block, len(source))) for start in range(0, len(source), self._block)]
+        parts = []
         with computing(self._precision, self._device):
-            parts = [self._block_features(source, rows, cache) for rows in blocks]
+            for rows in blocks:
+                parts.append(self._block_features(source, rows, cache))
+                phases.advance(rows.stop)
         if cache is not None:
             cache.trim()
         return StagedImages(

@@ -130,6 +130,11 @@ def steps(
         yield run.finish(reply.losses, B)
 
 
+def kept_back(ledger: Ledger, num_val: int) -> int:
+    """Pairs of a fresh budget that are kept for the last look and the training loss of what it selects."""
+    return min(num_val + ledger.images, ledger.pairs_left // 2)
+
+
 class _Run:
     """What changes from round to round; all of it goes into a checkpoint."""
 
@@ -139,8 +144,7 @@ class _Run:
         self.search, self.evaluator, self.ledger = search, evaluator, ledger
         self.num_val, self.free_looks = num_val, free_looks
         self.every = ledger.budget / max(1, looks)
-        # The last look, and the training loss of what it selects, are kept back from the budget.
-        self.reserve = min(num_val + ledger.images, ledger.pairs_left // 2)
+        self.reserve = kept_back(ledger, num_val)
         self.step = 0
         self.best_loss = self.zero_loss = math.nan
         self.best: Look | None = None

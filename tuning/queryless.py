@@ -10,7 +10,7 @@ import numpy as np
 
 from engine import heads
 from engine.core import Array, BoxSpec, Evaluator, Task
-from engine.errors import RecipeError, RefusedError, nearest
+from engine.errors import BudgetError, RecipeError, RefusedError, nearest
 from engine.ledger import Ledger
 from engine.prompts.templates import TEMPLATES
 from tuning.outcome import Outcome, check_head, of_head, of_prompt, of_templates
@@ -60,6 +60,12 @@ def fit(recipe: Recipe, task: Task, evaluator: Evaluator, ledger: Ledger, spec: 
     if recipe.method == ENSEMBLE and "features" not in spec.gives:
         raise RefusedError(
             f"{ENSEMBLE} needs a box that gives features; {spec.uri} gives {', '.join(sorted(spec.gives))}"
+        )
+    due = cost(task, recipe) if recipe.method != ENSEMBLE else 1 + len(task.val) / len(task.train)
+    if due * len(task.train) > ledger.pairs_left:
+        raise BudgetError(
+            f"budget={recipe.budget:g}: {recipe.method} sends the training and validation images once, {due:.2f} "
+            "evaluations; allow more"
         )
     template = np.zeros(dim, np.float32)
     train, val = evaluator.evaluate(template[None]), evaluator.evaluate(template[None], split="val")

@@ -5,6 +5,7 @@ Knows nothing of the terminal, of comparisons and of how methods search.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -22,11 +23,13 @@ from engine.pool import RayPool, Serial
 from engine.problem import ProblemSpec
 from engine.prompts.text import own_contexts
 from engine.search.warm import Warm
-from tuning import queryless
+from tuning import budget, queryless
 from tuning.folder import RunFolder
 from tuning.outcome import Outcome, check_head, of_head, of_prompt, of_templates
 from tuning.recipe import PromptRecipe, Recipe
 from tuning.tasks import load_task
+
+log = logging.getLogger(__name__)
 
 
 def release() -> str:
@@ -122,6 +125,14 @@ def fitted(method: Method, prompt: PromptRecipe, spec: BoxSpec) -> Method:
     return search.fit(method, sigma=spec.text.sigma, parts=own_contexts(prompt.per_class, len(spec.classes)))
 
 
+def begin(recipe: Recipe, method: Method, spec: BoxSpec, dim: int, evaluator: Evaluator) -> Search:
+    """The method's search, at the template."""
+    begun = fitted(method, prompt_of(recipe, method), spec).start(dim, recipe.budget, recipe.seed)
+    if hasattr(begun, "introduce"):
+        begun.introduce(evaluator.call("pool"))
+    return begun
+
+
 class Tuning:
     """A run. Iterate it for its steps; afterwards `result` is what `result.json` holds.
 
@@ -169,6 +180,11 @@ class Tuning:
         refuse(method, recipe.method, spec)
         check_head(recipe.head, spec)
         state = self._folder.state()
+        if budget.is_small(recipe):
+            sample = begin(budget.ample(recipe), method, spec, dim, evaluator)
+            val = 0 if free_looks else len(self.task.val)
+            if word := budget.word(recipe, sample, train=len(self.task.train), val=val):
+                log.warning("%s", word)
         begun = self._started(method, spec, dim, evaluator)
         last_saved = time.monotonic()
         latest: Step | None = None
@@ -212,10 +228,7 @@ class Tuning:
 
     def _started(self, method: Method, spec: BoxSpec, dim: int, evaluator: Evaluator) -> Search:
         """The method's search, from the template or from the prompt of an earlier run."""
-        method = fitted(method, prompt_of(self.recipe, method), spec)
-        begun = method.start(dim, self.recipe.budget, self.recipe.seed)
-        if hasattr(begun, "introduce"):
-            begun.introduce(evaluator.call("pool"))
+        begun = begin(self.recipe, method, spec, dim, evaluator)
         if self.recipe.start is None:
             return begun
         artifact = Artifact.load(self.recipe.start)

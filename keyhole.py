@@ -135,7 +135,9 @@ def tune_command(
     if plan:
         from tuning.plan import plan as planned
 
-        _print(planned(recipe), as_json)
+        with Progress():
+            facts = planned(recipe)
+        _print(facts, as_json)
         return
     with _interruptible() as interrupted, Progress(recipe.budget) as progress:
         tuning = Tuning(recipe, resume or out or folder.default_path(recipe), resume=resume is not None)
@@ -161,8 +163,11 @@ def tune_command(
 def eval_command(run_folder: Path, task: str | None, box: str | None, test_images: int | None, as_json: bool) -> None:
     """Read a finished artifact's accuracy on the test split of its task, or of another task or box."""
     from tuning.evaluate import evaluate
+    from tuning.progress import Progress
 
-    _print(evaluate(load(run_folder), task_uri=task, box_uri=box, test_images=test_images), as_json)
+    with Progress():
+        facts = evaluate(load(run_folder), task_uri=task, box_uri=box, test_images=test_images)
+    _print(facts, as_json)
 
 
 @cli.command("compare")

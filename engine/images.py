@@ -251,6 +251,8 @@ def check_images(*sources: ImageSource) -> None:
     """Look over all images that lie encoded. Raises TaskError naming the first that cannot be read."""
     origins = [_origin(source, range(len(source))) for source in sources]
     lying = [(source, row) for source, rows in origins if isinstance(source, EncodedSource) for row in rows]
+    if not lying:
+        return
     with phase("checking images", len(lying)):
         for number, (source, row) in enumerate(lying):
             source.check(row)

@@ -151,7 +151,7 @@ class RayPool:
         self._identity: dict[str, Any] = {}
         self._encoded = {"train"}  # splits that workers have begun to encode
         try:
-            with phase(f"opening {spec.box} and encoding train images in {workers} workers"):
+            with phase(f"opening {spec.box} and encoding train images in {_count(workers)}"):
                 for _ in range(workers):
                     self._hire()
                 self._identity = self._first_fingerprint()
@@ -163,7 +163,7 @@ class RayPool:
         """Losses of `(P, d)` candidates on these rows of a split (None: all)."""
         jobs = [_Job(("evaluate", part, rows, split, table)) for part in _chunks(thetas, self.chunk)]
         new, self._encoded = split not in self._encoded, self._encoded | {split}
-        with phase(f"encoding {split} images in {self.workers} workers") if new else nullcontext():
+        with phase(f"encoding {split} images in {_count(self.workers)}") if new else nullcontext():
             retries, duplicates = self._dispatch(jobs)
         return replace(join([job.answer for job in jobs]), retries=retries, duplicates=duplicates)
 
@@ -302,6 +302,10 @@ class RayPool:
         for actor, job in zip(idle, late, strict=False):
             self._send(actor, job)
         return min(len(idle), len(late))
+
+
+def _count(workers: int) -> str:
+    return f"{workers} worker{'s' * (workers > 1)}"
 
 
 def _chunks(thetas: Array, chunk: int) -> list[Array]:

@@ -14,6 +14,7 @@ from engine.boxes import open_box
 from engine.core import Array, BlackBox, Outputs, Prompts
 from engine.errors import ArtifactError
 from engine.heads import inputs, on_scores
+from engine.phases import phase
 from tuning.outcome import restore_head
 from tuning.tasks import load_task
 
@@ -33,14 +34,16 @@ def evaluate(
     task = load_task(
         task_uri or own["uri"], shots=own["shots"], seed=own["seed"], half=own["half"], test_images=test_images
     )
-    box = open_box(box_uri or meta["box"], classes=task.classes, template=task.template)
+    with phase(f"opening {box_uri or meta['box']}"):
+        box = open_box(box_uri or meta["box"], classes=task.classes, template=task.template)
     if box_uri is None and box.spec.identity != meta["identity"]:
         differing = sorted(k for k in meta["identity"] if meta["identity"][k] != box.spec.identity.get(k))
         raise ArtifactError(
             f"the artifact was tuned on another {meta['box']}: {', '.join(differing)} differ; "
             f"name a box on purpose with --box {meta['box']}"
         )
-    staged, rows = box.stage(task.test.source), np.arange(len(task.test))
+    with phase("encoding test images", len(task.test)):
+        staged, rows = box.stage(task.test.source), np.arange(len(task.test))
     plain = box.answer(Prompts(count=1), staged, rows)
     right = (_predictions(artifact, box, plain, staged, rows, list(task.classes)) == task.test.labels).mean()
     return {

@@ -37,10 +37,10 @@ class Progress(logging.Handler):
     """A run's progress on stderr, for the length of a `with` block.
 
     Args:
-        budget: evaluations of the whole run.
+        budget: evaluations of the whole run; of no meaning where there are phases alone.
     """
 
-    def __init__(self, budget: float) -> None:
+    def __init__(self, budget: float = 1.0) -> None:
         super().__init__(logging.INFO)
         self._budget = budget
         self._live = sys.stderr.isatty()

@@ -80,8 +80,9 @@ class PromptSettings(_Model):
 
 
 class Metrics(_Model):
-    """What the run measured."""
+    """What the run measured, accuracies on `test_images` of the test split."""
 
+    test_images: Number
     zero_shot_accuracy: Share
     accuracy: Share
     val_accuracy: Share

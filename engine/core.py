@@ -198,6 +198,8 @@ class Task:
     test: Split
     control: bool = False
     """A control: neither CoOp nor a linear probe is clearly above zero-shot here."""
+    test_of: int | None = None
+    """Images of the whole test split, where `test` is a part of it that was drawn; None: it is whole."""
 
     @property
     def splits(self) -> dict[str, Split]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from engine.core import Array, Feedback, Search
 from engine.errors import ArtifactError, BoxError, BudgetError
+from engine.ledger import Ledger
 from engine.noise import Purpose, rng
 from engine.session import Session, key_of
 
@@ -125,6 +126,11 @@ def steps(
         yield run.finish(reply.losses, B)
 
 
+def kept_back(ledger: Ledger, num_val: int) -> int:
+    """Pairs of a fresh budget that are kept for the last look and the training loss of what it selects."""
+    return min(num_val + ledger.images, ledger.pairs_left // 2)
+
+
 class _Run:
     """What changes from round to round; all of it goes into a checkpoint."""
 
@@ -132,8 +138,7 @@ class _Run:
         self.search, self.session, self.ledger = search, session, session.ledger
         self.num_val = session.size("val")
         self.every = self.ledger.budget / max(1, looks)
-        # The last look, and the training loss of what it selects, are kept back from the budget.
-        self.reserve = min(self.num_val + self.ledger.images, self.ledger.pairs_left // 2)
+        self.reserve = kept_back(self.ledger, self.num_val)
         self.step = 0
         self.best_loss = self.zero_loss = math.nan
         self.best: Look | None = None

@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections import deque
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from engine.core import Array, BoxSpec, Reply
 from engine.errors import BoxError, KeyholeError, RecipeError
+from engine.phases import phase
 from engine.problem import OpenBox, Problem, ProblemSpec, join
 from engine.threads import limited
 
@@ -171,7 +173,8 @@ class RayPool:
         self.chunk = chunk
         self.timeout_s = timeout_s
         self.mixed = mixed
-        self._ray, self._own_cluster = _connect(workers, cpus)
+        with phase("starting Ray"):
+            self._ray, self._own_cluster = _connect(workers, cpus)
         self._make = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Worker).remote
         self._spec = self._ray.put(spec)
         self._load: dict[Any, int] = {}
@@ -181,13 +184,16 @@ class RayPool:
         self._described: tuple[BoxSpec, int, bool] | None = None
         self._images: dict[str, Array] = {}
         """Image features `(1, n, E)` of a split that no candidate moves: sent once, not with every chunk."""
+        self._encoded: set[str] = set()
+        """Splits that workers have begun to encode."""
         self._raylet_seen = 0.0
         self._chunk_s = math.inf
         """Shortest time from sending a chunk to its answer."""
         try:
-            for _ in range(workers):
-                self._hire()
-            self._identity = self._first_fingerprint()
+            with phase(f"opening {spec.box} in {_count(workers)}"):
+                for _ in range(workers):
+                    self._hire()
+                self._identity = self._first_fingerprint()
         except BaseException:
             self.close()
             raise
@@ -199,7 +205,8 @@ class RayPool:
         each = -(-len(chunks) // self.workers) if self._chunk_s < QUICK_S else 1
         groups = [chunks[start : start + each] for start in range(0, len(chunks), each)]
         jobs = [_Job("evaluate", (group, known is not None, rows, split, table), chunks=len(group)) for group in groups]
-        retries, duplicates = self._dispatch(jobs)
+        with self._encoding(split):
+            retries, duplicates = self._dispatch(jobs)
         reply = replace(join([each for job in jobs for each in job.answer]), retries=retries, duplicates=duplicates)
         if not table or reply.outputs is None or not self.describe()[2]:
             return reply
@@ -213,7 +220,8 @@ class RayPool:
     def read(self, theta: Array | None, split: str, *, whole: bool) -> Reply:
         """The answer for one candidate, or for the template itself (None), on a whole split."""
         job = _Job("call", ("read", theta, split, whole))
-        retries, duplicates = self._dispatch([job])
+        with self._encoding(split):
+            retries, duplicates = self._dispatch([job])
         return replace(job.answer, retries=retries, duplicates=duplicates)
 
     def decode(self, theta: Array) -> dict[str, Array]:
@@ -248,6 +256,11 @@ class RayPool:
             self._ray.shutdown()
 
     # -----------------------------------------------------------------------------------------------------------------
+
+    def _encoding(self, split: str) -> AbstractContextManager[None]:
+        """The phase in which workers encode a split, at its first use."""
+        new, self._encoded = split not in self._encoded, self._encoded | {split}
+        return phase(f"encoding {split} images in {_count(self.workers)}") if new else nullcontext()
 
     def _one(self, name: str, *args: Any) -> Any:
         """What one worker says to a question that costs nothing."""
@@ -399,6 +412,10 @@ class RayPool:
         for actor, job in zip(idle, late, strict=False):
             self._send(actor, job)
         return min(len(idle), len(late))
+
+
+def _count(workers: int) -> str:
+    return f"{workers} worker{'s' * (workers > 1)}"
 
 
 def _chunks(thetas: Array, chunk: int) -> list[Array]:

@@ -20,6 +20,7 @@ from engine.core import Array, BlackBox, BoxSpec, Outputs, Parametrization, Prom
 from engine.errors import RefusedError
 from engine.noise import Purpose, rng
 from engine.objectives import make_objective
+from engine.phases import phase
 from engine.prompts import make_prompt
 
 CANARY_ROWS = 8
@@ -77,9 +78,12 @@ class Problem:
 
     def __init__(self, spec: ProblemSpec, common: OpenBox | None = None) -> None:
         self.spec = spec
-        self._common = common or OpenBox(
-            open_box(spec.box, classes=spec.classes, template=spec.template, device=spec.device, threads=spec.threads)
-        )
+        with phase(f"opening {spec.box}"):
+            self._common = common or OpenBox(
+                open_box(
+                    spec.box, classes=spec.classes, template=spec.template, device=spec.device, threads=spec.threads
+                )
+            )
         self.box = self._common.box
         self.prompt: Parametrization = make_prompt(spec=self.box.spec, **spec.prompt)
         objective = spec.objective
@@ -114,7 +118,9 @@ class Problem:
         held = self._common.staged if split in SHARED else self._staged
         if split not in held:
             self.box.work()
-            images = self.box.stage(self.spec.splits[split].source)
+            source = self.spec.splits[split].source
+            with phase(f"encoding {split} images", len(source)):
+                images = self.box.stage(source)
             held[split] = images, self.box.work().image_encodes
         return held[split]
 

@@ -14,8 +14,9 @@ from engine.boxes import open_box
 from engine.core import Array, BlackBox, Outputs, Prompts, Task
 from engine.errors import ArtifactError
 from engine.heads import inputs, on_scores
+from engine.phases import phase
 from engine.threads import limited
-from tuning.tasks import halve, load_pool
+from tuning.tasks import halve, load_pool, part_of_test
 
 AGREE = 0.01
 """How far an accuracy read again may be from the recorded one, at least two images: another device's roundings."""
@@ -28,6 +29,7 @@ def evaluate(
     box_uri: str | None = None,
     half: str | None = None,
     device: str = "cpu",
+    test_images: int | None = None,
 ) -> dict[str, Any]:
     """Zero-shot and tuned accuracy on the test split of the artifact's own task and box, or of others.
 
@@ -39,6 +41,7 @@ def evaluate(
         box_uri: a box that the user names; None: the artifact's own, whose identity must agree.
         half: all, base or new classes; None: those it was tuned on.
         device: where a local box computes, in torch's words.
+        test_images: read so many, drawn by the artifact's seed as a run with this setting does; None: the whole split.
 
     Raises:
         ArtifactError: the artifact cannot be used there: other weights under the same name, other classes or another
@@ -48,10 +51,11 @@ def evaluate(
     meta = artifact.meta
     own = meta["task"]
     pool = load_pool(task_uri or own["uri"], allow_code=task_uri is not None)
-    task = halve(pool, half or own["half"])
+    task = part_of_test(halve(pool, half or own["half"]), test_images, own["seed"])
     if task_uri is None and half is None:
         _check_task(artifact, task)
-    box = open_box(box_uri or meta["box"], classes=task.classes, template=task.template, device=device)
+    with phase(f"opening {box_uri or meta['box']}"):
+        box = open_box(box_uri or meta["box"], classes=task.classes, template=task.template, device=device)
     if box_uri is None and box.spec.identity != meta["identity"]:
         both = {**meta["identity"], **box.spec.identity}
         differing = sorted(k for k in both if meta["identity"].get(k) != box.spec.identity.get(k))
@@ -60,14 +64,16 @@ def evaluate(
             f"name a box on purpose with --box {meta['box']}"
         )
     with limited(1):  # as the run did
-        staged, rows = box.stage(task.test.source), np.arange(len(task.test))
+        with phase("encoding test images", len(task.test)):
+            staged, rows = box.stage(task.test.source), np.arange(len(task.test))
         plain = box.answer(Prompts(count=1), staged, rows)
         predicted = _predictions(artifact, box, plain, staged, rows, list(task.classes))
     found = {
         "zero_shot_accuracy": float((plain.predictions()[0] == task.test.labels).mean()),
         "accuracy": float((predicted == task.test.labels).mean()),
     }
-    recorded = meta["metrics"]["accuracy"] if task_uri is None and box_uri is None and half is None else None
+    as_recorded = task_uri is None and box_uri is None and half is None and len(rows) == meta["metrics"]["test_images"]
+    recorded = meta["metrics"]["accuracy"] if as_recorded else None
     if recorded is not None:
         _check_recorded(artifact, found, len(rows))
     return {
@@ -75,6 +81,7 @@ def evaluate(
         "box": box.spec.uri,
         "method": meta["method"],
         "images": len(rows),
+        "images_of": task.test_of or len(rows),
         **found,
         "recorded_accuracy": recorded,
     }

@@ -18,7 +18,7 @@ from engine.pool import Serial
 from engine.problem import OpenBox
 from tuning.recipe import Recipe, make_recipe
 from tuning.run import problem_of, prompt_of
-from tuning.tasks import few_shot, halve, load_pool
+from tuning.tasks import few_shot, halve, load_pool, looked_over, part_of_test
 
 
 def opened(recipe: Recipe, method: Method | None) -> tuple[Task, Serial]:
@@ -49,18 +49,26 @@ def _pool(uri: str) -> Task:
 def _task(key: str) -> Task:
     recipe = make_recipe(json.loads(key))
     assert recipe.data_seed is not None
-    return few_shot(halve(_pool(recipe.task), recipe.half), shots=recipe.shots, seed=recipe.data_seed)
+    task = few_shot(halve(_pool(recipe.task), recipe.half), shots=recipe.shots, seed=recipe.data_seed)
+    return looked_over(part_of_test(task, recipe.test_images, recipe.data_seed))
 
 
 @lru_cache(maxsize=2)
 def _serial(key: str) -> Serial:
     recipe = make_recipe(json.loads(key))
-    box = _box(recipe.task, recipe.half, recipe.box, recipe.device, recipe.pool.threads)
+    assert recipe.data_seed is not None
+    drawn = 0 if recipe.test_images is None else recipe.data_seed
+    box = _box(recipe.task, recipe.half, recipe.test_images, drawn, recipe.box, recipe.device, recipe.pool.threads)
     return Serial(problem_of(recipe, _task(key)), chunk=recipe.pool.chunk, common=box)
 
 
 @lru_cache(maxsize=2)
-def _box(task: str, half: str, box: str, device: str, threads: int | None) -> OpenBox:
-    """A box for a task's classes: all few-shot samples and prompts share it, and the test split that it has staged."""
+def _box(
+    task: str, half: str, test_images: int | None, seed: int, box: str, device: str, threads: int | None
+) -> OpenBox:
+    """A box for a task's classes: few-shot samples and prompts share it, and the test split that it has staged.
+
+    `seed` is that of the part that `test_images` draws, 0 for the whole split.
+    """
     whole = halve(_pool(task), half)
     return OpenBox(open_box(box, classes=whole.classes, template=whole.template, device=device, threads=threads))

@@ -16,6 +16,7 @@ from engine.core import Array, BoxSpec, Outputs, Reply
 from engine.errors import RecipeError, RefusedError, nearest
 from engine.loop import Look
 from engine.objectives import cross_entropy
+from engine.phases import phase
 from engine.session import Session
 
 SPLITS = ("train", "val", "test")
@@ -54,6 +55,7 @@ def check_head(name: str | None, spec: BoxSpec | None = None) -> None:
         )
 
 
+@phase("reading the test split")
 def of_prompt(theta: Array, session: Session, *, val_accuracy: float, train_loss: float | None) -> Outcome:
     """The outcome of a prompt: the test split read once for the template and once for theta."""
     return Outcome(
@@ -65,6 +67,7 @@ def of_prompt(theta: Array, session: Session, *, val_accuracy: float, train_loss
     )
 
 
+@phase("reading the test split")
 def of_head(name: str, theta: Array, session: Session, seed: int) -> Outcome:
     """A head trained on the features under a prompt, or on its scores.
 
@@ -90,6 +93,7 @@ def of_head(name: str, theta: Array, session: Session, seed: int) -> Outcome:
     return _of_trained(head, name, theta, rows, session)
 
 
+@phase("reading the test split")
 def of_templates(thetas: Array, theta: Array, session: Session, *, plain: bool = False) -> Outcome:
     """The mixture of templates that were evaluated, on their text features, which came back then.
 

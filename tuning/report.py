@@ -26,8 +26,9 @@ from tuning.trials import ERROR, READS, TRIAL, UNBEGUN, UNFINISHED, Trial, looks
 
 COLUMNS = (
     "task", "box", "method", "prompt", "head", "shots", "seed", "budget", "evaluations", "pairs", "test_pairs",
-    "sequences", "image_encodes", "retries", "duplicates", "bytes", "cost", "zero_shot_accuracy", "accuracy",
-    "val_accuracy", "train_loss", "base_accuracy", "new_accuracy", "seconds", "workers", "fingerprint", "version",
+    "sequences", "image_encodes", "retries", "duplicates", "bytes", "cost", "test_images",
+    "test_images_of", "zero_shot_accuracy", "accuracy", "val_accuracy", "train_loss", "base_accuracy", "new_accuracy",
+    "seconds", "workers", "fingerprint", "version",
 )  # fmt: skip
 """Of result.json, and first in results.csv."""
 PROMPT = ("dim", "context_tokens", "contexts", "subspace")

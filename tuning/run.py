@@ -5,6 +5,7 @@ Knows nothing of the terminal, of comparisons and of how methods search.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -27,11 +28,13 @@ from engine.prompts.text import own_contexts
 from engine.search.warm import Warm
 from engine.session import Session
 from engine.threads import limited_steps
-from tuning import queryless
+from tuning import budget, queryless
 from tuning.folder import RunFolder
 from tuning.outcome import PLAIN, Outcome, check_head, of_head, of_prompt, of_templates, train_loss
 from tuning.recipe import PromptRecipe, Recipe
 from tuning.tasks import anchored, load_task
+
+log = logging.getLogger(__name__)
 
 
 def release() -> str:
@@ -45,7 +48,7 @@ def release() -> str:
 def task_of(recipe: Recipe) -> Task:
     """The recipe's task with its few-shot sample."""
     seed = recipe.seed if recipe.data_seed is None else recipe.data_seed
-    return load_task(recipe.task, shots=recipe.shots, seed=seed, half=recipe.half)
+    return load_task(recipe.task, shots=recipe.shots, seed=seed, half=recipe.half, test_images=recipe.test_images)
 
 
 def prompt_of(recipe: Recipe, method: Method | None = None) -> PromptRecipe:
@@ -134,6 +137,14 @@ def fitted(method: Method, prompt: PromptRecipe, spec: BoxSpec) -> Method:
     return search.fit(method, sigma=spec.text.sigma, parts=own_contexts(prompt.per_class, len(spec.classes)))
 
 
+def begin(recipe: Recipe, method: Method, session: Session) -> Search:
+    """The method's search, at the template. A budget is in evaluations, a search counts candidates."""
+    num_train = session.size("train")
+    candidates = recipe.budget * num_train / min(recipe.rows or num_train, num_train)
+    begun = fitted(method, prompt_of(recipe, method), session.spec).start(session.dim, candidates, recipe.seed)
+    return begun.introduce(session.templates()) if hasattr(begun, "introduce") else begun
+
+
 class Tuning:
     """A run. Iterate it for its steps; afterwards `result` is what `result.json` holds.
 
@@ -210,6 +221,11 @@ class Tuning:
         check_head(recipe.head, spec)
         self._check_covered(session)
         state = self._folder.state()
+        if budget.is_small(recipe):
+            sample = begin(budget.ample(recipe), method, session)
+            val = 0 if session.free_looks else session.size("val")
+            if word := budget.word(recipe, sample, train=len(self.task.train), val=val):
+                log.warning("%s", word)
         begun = self._started(method, session)
         last_saved = time.monotonic()
         latest: Step | None = None
@@ -248,13 +264,9 @@ class Tuning:
     def _started(self, method: Method, session: Session) -> Search:
         """The method's search, from the template or from the prompt of an earlier run."""
         spec, dim = session.spec, session.dim
-        method = fitted(method, prompt_of(self.recipe, method), spec)
-        num_train = len(self.task.train)
-        candidates = self.recipe.budget * num_train / min(self.recipe.rows or num_train, num_train)
-        begun = method.start(dim, candidates, self.recipe.seed)
-        pool = session.templates() if hasattr(begun, "introduce") else None
+        begun = begin(self.recipe, method, session)
         if self.recipe.start is None:
-            return begun if pool is None else begun.introduce(pool)
+            return begun
         artifact = Artifact.load(self.recipe.start)
         theta = artifact.arrays.get("theta")
         same = artifact.meta["identity"].get("weights") == spec.identity.get("weights")
@@ -264,8 +276,9 @@ class Tuning:
                 f"{artifact.meta['template']!r}, {0 if theta is None else len(theta)} dimensions; here {dim}); use the "
                 "same box, template and prompt settings"
             )
-        if pool is None:
+        if not hasattr(begun, "introduce"):
             return Warm(begun, theta)
+        pool = session.templates()
         # Numbers of words cannot be moved as vectors can: it is the first of the parents.
         others = pool[1:][(pool[1:] != theta).any(1)]
         return begun.introduce(np.vstack([pool[:1], theta, others]))
@@ -288,6 +301,8 @@ class Tuning:
             "seed": recipe.seed,
             "budget": recipe.budget,
             **self.ledger.counts(),
+            "test_images": len(self.task.test),
+            "test_images_of": self.task.test_of or len(self.task.test),
             "zero_shot_accuracy": outcome.zero_shot_accuracy,
             "accuracy": outcome.accuracy,
             "val_accuracy": outcome.val_accuracy,
@@ -305,7 +320,7 @@ class Tuning:
 
     def _meta(self, spec: BoxSpec, result: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
         recipe = self.recipe
-        keep = ("zero_shot_accuracy", "accuracy", "val_accuracy", "train_loss")
+        keep = ("test_images", "zero_shot_accuracy", "accuracy", "val_accuracy", "train_loss")
         return {
             "keyhole": release(),
             "box": recipe.box,

@@ -24,6 +24,7 @@ import numpy as np
 
 from engine.core import Array, Split, Task
 from engine.errors import RecipeError, TaskError, nearest
+from engine.images import check_images
 from engine.noise import Purpose, rng
 from engine.parsing import parse_uri
 from tuning.degrade import TASK_OPTIONS, degraded, split_degradations
@@ -61,8 +62,8 @@ ON_DISK = frozenset({"folder", "coop"})
 """Schemes whose rest is a path."""
 
 
-def load_task(uri: str, *, shots: int = 16, seed: int = 1, half: str = "all") -> Task:
-    """A task with its few-shot splits drawn.
+def load_task(uri: str, *, shots: int = 16, seed: int = 1, half: str = "all", test_images: int | None = None) -> Task:
+    """A task with its few-shot splits drawn, and its images looked over.
 
     Args:
         uri: `mini:NAME`, `toy:`, `folder:PATH`, `coop:PATH`, `hf:NAME` or `package.module:function[:REST]`, each with
@@ -71,13 +72,15 @@ def load_task(uri: str, *, shots: int = 16, seed: int = 1, half: str = "all") ->
         shots: training images a class, >= 1; validation takes min(shots, 4) a class besides.
         seed: which sample, >= 0.
         half: all classes, the base (first) or the new (second) half of them.
+        test_images: images of the test split, drawn by `seed`, >= 1; None, or more than there are: all.
 
     Returns:
         A Task whose train split has `shots * C` rows and whose val split has `min(shots, 4) * C`, class by class.
 
     Raises:
-        RecipeError: an unknown scheme, option or half; shots or seed out of range.
-        TaskError: data that cannot make this task, with the class or file named.
+        RecipeError: an unknown scheme, option or half; shots, seed or test_images out of range.
+        TaskError: data that cannot make this task, with the class or file named; an image of any split whose header or
+            end says that it cannot be read.
     """
     if shots < 1:
         raise RecipeError(f"{shots=}: a few-shot task needs at least 1 image a class; give shots of 1 or more")
@@ -85,7 +88,7 @@ def load_task(uri: str, *, shots: int = 16, seed: int = 1, half: str = "all") ->
         raise RecipeError(f"{seed=}: seeds are 0 or more")
     if half not in HALVES:
         raise RecipeError(f"{half=} is unknown; allowed are {', '.join(HALVES)}{nearest(half, HALVES)}")
-    return few_shot(halve(load_pool(uri), half), shots=shots, seed=seed)
+    return looked_over(part_of_test(few_shot(halve(load_pool(uri), half), shots=shots, seed=seed), test_images, seed))
 
 
 def load_pool(uri: str, *, allow_code: bool = True) -> Task:
@@ -108,6 +111,29 @@ def few_shot(pool: Task, *, shots: int, seed: int) -> Task:
     train, val = few_shot_rows(pool, shots=shots, seed=seed)
     source = pool.val if len(pool.val) else pool.train
     return degraded(replace(pool, train=pool.train.subset(train), val=source.subset(val)), seed)
+
+
+def part_of_test(task: Task, number: int | None, seed: int) -> Task:
+    """The task with so many images of its test split, drawn by `seed`; None, or more than there are: all.
+
+    Raises RecipeError for a number below 1.
+    """
+    if number is not None and number < 1:
+        raise RecipeError(f"test_images={number} must be at least 1, or null for the whole test split")
+    total = len(task.test)
+    if number is None or number >= total:
+        return task
+    rows = np.sort(rng(seed, 0, Purpose.TEST).choice(total, number, replace=False))
+    return replace(task, test=task.test.subset(rows), test_of=total)
+
+
+def looked_over(task: Task) -> Task:
+    """The task, if the header and the end of every image say that it can be read; all that lie encoded are looked at.
+
+    Raises TaskError naming the first that cannot.
+    """
+    check_images(task.train.source, task.val.source, task.test.source)
+    return task
 
 
 def few_shot_rows(pool: Task, *, shots: int, seed: int) -> tuple[Array, Array]:

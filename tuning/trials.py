@@ -163,7 +163,7 @@ def _searched(artifact: Artifact) -> dict[str, Any]:
 
 def _read(artifact: Artifact, recipe: Recipe, task: str, half: str | None = None) -> dict[str, Any]:
     try:
-        told = evaluate(artifact, task_uri=task, half=half, device=recipe.device)
+        told = evaluate(artifact, task_uri=task, half=half, device=recipe.device, test_images=recipe.test_images)
     except ArtifactError as error:
         return {"accuracy": None, "why": str(error)}
     return {name: told[name] for name in ("zero_shot_accuracy", "accuracy", "images")}

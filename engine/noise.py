@@ -24,7 +24,7 @@ class Purpose(IntEnum):
     SPLIT = 8
     HEAD = 9
     DEGRADE = 10
-    CANARY = 11
+    CANARY = 12
 
 
 def rng(seed: int, step: int, purpose: Purpose) -> np.random.Generator:

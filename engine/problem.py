@@ -14,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from engine.boxes import open_box
 from engine.core import Array, BlackBox, BoxSpec, Outputs, Parametrization, Prompts, Reply, Split, Staged, Work
@@ -78,9 +77,6 @@ class Problem:
 
     def __init__(self, spec: ProblemSpec, common: OpenBox | None = None) -> None:
         self.spec = spec
-        if spec.threads is not None:
-            # NumPy's products too: the order of a sum may depend on the number of threads, and with it the bits.
-            threadpool_limits(limits=spec.threads)
         self._common = common or OpenBox(
             open_box(spec.box, classes=spec.classes, template=spec.template, device=spec.device, threads=spec.threads)
         )
@@ -200,7 +196,7 @@ class Problem:
             self._canary = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in told)).hexdigest()
         return {
             "device": self.spec.device,
-            "cpu": _cpu_model(),
+            "cpu": cpu_model(),
             "numpy": np.__version__,
             "torch": _installed("torch"),
             "canary": self._canary[:16],
@@ -214,7 +210,8 @@ def _installed(package: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """What this machine calls its processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

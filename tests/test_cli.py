@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -278,3 +280,31 @@ def worker_pids(ray) -> list[int]:
         if command.startswith(b"ray::_Worker"):
             found.append(int(pid))
     return found
+
+
+@pytest.mark.slow
+def test_a_killed_raylet_is_one_sentence_and_nothing_is_lost(tmp_path, capsys):
+    """Ray ends with its raylet; the run says so, keeps its checkpoint, and goes on elsewhere to the same bits."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    settings = ("--method", "momentum", "--budget", "6000", *LONG)
+    process = start(tmp_path, "tune", *settings, "--workers", "1", "--out", str(broken))
+    history = broken / "history.jsonl"
+    wait_for(lambda: history.exists() and history.read_text().count("\n") > 20, process)
+    os.kill(raylet_of(process.pid), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3 and "raylet" in err.splitlines()[-1] and "--resume" in err.splitlines()[-1], err
+    assert "Traceback" not in err
+    assert run(capsys, "tune", "--resume", str(broken), "--workers", "0")[0] == 0
+    assert run(capsys, "tune", *settings, "--out", str(whole))[0] == 0
+    assert facts(broken) == facts(whole)
+
+
+def raylet_of(driver: int) -> int:
+    """The process id of the raylet that a driver has started."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == driver and "raylet/raylet" in (entry / "cmdline").read_text():
+                    return int(entry.name)
+    raise AssertionError(f"process {driver} has no raylet")

@@ -6,7 +6,7 @@ Knows nothing of the terminal, of comparisons and of how methods search.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from engine import search
 from engine.artifact import Artifact
 from engine.core import BoxSpec, Evaluator, Method, Search, Task
-from engine.errors import ArtifactError, BudgetError, RecipeError, RefusedError
+from engine.errors import ArtifactError, BoxError, BudgetError, RecipeError, RefusedError
 from engine.ledger import Ledger
 from engine.loop import Look, Step, steps
 from engine.pool import RayPool, Serial
@@ -25,6 +25,7 @@ from engine.problem import ProblemSpec
 from engine.prompts.text import own_contexts
 from engine.search.warm import Warm
 from engine.session import Session
+from engine.threads import limited_steps
 from tuning import queryless
 from tuning.folder import RunFolder
 from tuning.outcome import PLAIN, Outcome, check_head, of_head, of_prompt, of_templates, train_loss
@@ -156,16 +157,23 @@ class Tuning:
         started = time.monotonic()
         evaluator = self._evaluator or evaluator_of(self.recipe, problem_of(self.recipe, self.task, self.method))
         try:
-            keep = self._keeps_outputs(evaluator.describe()[0])
-            session = Session(evaluator, self.ledger, self.task.splits, keep=keep)
-            if self.queryless:
-                outcome = queryless.fit(self.recipe, session)
-                self._finish(session, outcome, time.monotonic() - started)
-            else:
-                yield from self._search(session)
+            # The driver computes as its workers do, so that their number makes no difference to the bits.
+            yield from limited_steps(self._steps(evaluator, started), self.recipe.pool.threads)
+        except BoxError:
+            self.checkpoint()  # what was paid for is kept
+            raise
         finally:
             if self._evaluator is None:
                 evaluator.close()
+
+    def _steps(self, evaluator: Evaluator, started: float) -> Generator[Step, None, None]:
+        keep = self._keeps_outputs(evaluator.describe()[0])
+        session = Session(evaluator, self.ledger, self.task.splits, keep=keep)
+        if self.queryless:
+            outcome = queryless.fit(self.recipe, session)
+            self._finish(session, outcome, time.monotonic() - started)
+        else:
+            yield from self._search(session)
 
     def _head(self, spec: BoxSpec) -> str | None:
         """The head that is joined to the prompt: the recipe's, else the method's own where this box gives features."""
@@ -187,7 +195,7 @@ class Tuning:
                 f"give at least {2 * (1 + val / images):g}, or leave the head out"
             )
 
-    def _search(self, session: Session) -> Iterator[Step]:
+    def _search(self, session: Session) -> Generator[Step, None, None]:
         recipe, method, spec = self.recipe, self.method, session.spec
         assert method is not None
         refuse(method, recipe.method, spec)
@@ -233,7 +241,9 @@ class Tuning:
         """The method's search, from the template or from the prompt of an earlier run."""
         spec, dim = session.spec, session.dim
         method = fitted(method, prompt_of(self.recipe, method), spec)
-        begun = method.start(dim, self.recipe.budget, self.recipe.seed)
+        num_train = len(self.task.train)
+        candidates = self.recipe.budget * num_train / min(self.recipe.rows or num_train, num_train)
+        begun = method.start(dim, candidates, self.recipe.seed)
         pool = session.templates() if hasattr(begun, "introduce") else None
         if self.recipe.start is None:
             return begun if pool is None else begun.introduce(pool)

@@ -14,8 +14,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from engine.artifact import write_text
 from engine.errors import ArtifactError, RecipeError
+from engine.files import write_text
 from tuning import choose, gate, report, track
 from tuning.compare import Cluster, Connected, metrics_of, on_tune
 from tuning.protocol import Comparison, make_comparison, trials_of

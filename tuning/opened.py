@@ -15,7 +15,8 @@ from typing import Any
 from engine.core import Array, Evaluator, Method, Reply, Task
 from engine.pool import Serial
 from tuning.recipe import Recipe, make_recipe
-from tuning.run import problem_of, prompt_of
+from tuning.resolve import prompt_of
+from tuning.run import problem_of
 from tuning.tasks import few_shot, halve, load_pool
 
 

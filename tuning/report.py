@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from engine.artifact import write_text
 from engine.errors import ArtifactError, KeyholeError
+from engine.files import write_text
 from tuning import curves, page
 from tuning.protocol import Comparison, make_comparison, trials_of
 from tuning.statistics import interval, mean_ranks, paired_tests

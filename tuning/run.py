@@ -5,9 +5,10 @@ Knows nothing of the terminal, of comparisons and of how methods search.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from engine import search
 from engine.artifact import Artifact
 from engine.core import BoxSpec, Evaluator, Method, Search, Task
-from engine.errors import ArtifactError, RecipeError, RefusedError
+from engine.errors import ArtifactError, RefusedError
 from engine.ledger import Ledger
 from engine.loop import Look, Step, steps
 from engine.pool import RayPool, Serial
@@ -24,9 +25,13 @@ from engine.prompts.text import own_contexts
 from engine.search.warm import Warm
 from tuning import queryless
 from tuning.folder import RunFolder
+from tuning.origin import origin_of, settings_of
 from tuning.outcome import Outcome, check_head, of_head, of_prompt, of_templates
 from tuning.recipe import PromptRecipe, Recipe
+from tuning.resolve import prompt_of, resolved
 from tuning.tasks import load_task
+
+log = logging.getLogger(__name__)
 
 
 def release() -> str:
@@ -41,31 +46,6 @@ def task_of(recipe: Recipe) -> Task:
     """The recipe's task with its few-shot sample."""
     seed = recipe.seed if recipe.data_seed is None else recipe.data_seed
     return load_task(recipe.task, shots=recipe.shots, seed=seed, half=recipe.half)
-
-
-def prompt_of(recipe: Recipe, method: Method | None = None) -> PromptRecipe:
-    """The recipe's prompt, with what it leaves open: that of the prompt it starts from, else the kind that a method is
-    for, its number of tokens, whether it has a context per class, its subspace of text, or full.
-
-    Raises RecipeError for another kind than the method is for, ArtifactError where the start cannot be read.
-    """
-    prompt = recipe.prompt
-    own = queryless.PROMPTS.get(recipe.method) if method is None else getattr(method, "prompt", None)
-    if own is not None:
-        if prompt.name not in (PromptRecipe.name, own):
-            raise RecipeError(f"prompt.name={prompt.name!r}: method {recipe.method} searches {own}; leave it out")
-        prompt = replace(prompt, name=own)
-    if recipe.start is not None:
-        begun = Artifact.load(recipe.start).meta["parametrization"] or {}
-        return replace(prompt, **{key: begun.get(key) for key, value in asdict(prompt).items() if value is None})
-    if prompt.tokens is None and "text" in prompt.name:
-        prompt = replace(prompt, tokens=getattr(method, "tokens", None))
-    if prompt.name == "text":
-        if prompt.per_class is None:
-            prompt = replace(prompt, per_class=getattr(method, "per_class", None))
-        if prompt.subspace is None:
-            prompt = replace(prompt, subspace=getattr(method, "subspace", None))
-    return prompt if prompt.subspace else replace(prompt, subspace="full")
 
 
 def problem_of(recipe: Recipe, task: Task, method: Method | None = None) -> ProblemSpec:
@@ -125,53 +105,89 @@ def fitted(method: Method, prompt: PromptRecipe, spec: BoxSpec) -> Method:
 class Tuning:
     """A run. Iterate it for its steps; afterwards `result` is what `result.json` holds.
 
+    A run that is left before its end, by an error or by closing the iterator, writes a checkpoint first.
+
     Args:
         recipe: every setting.
         out: the run folder. A finished or begun run in it is an error unless `resume`.
         resume: go on from the folder's checkpoint (from the start where there is none yet).
         opened: the recipe's task and its evaluator where the caller holds them open already, and closes them.
+        patience_s: how long to wait for another process that writes the folder.
 
     Raises KeyholeError for anything that a user can mend; all of it before the first query where it can be known.
     """
 
     def __init__(
-        self, recipe: Recipe, out: str | Path, *, resume: bool = False, opened: tuple[Task, Evaluator] | None = None
-    ) -> None:
+        self, recipe: Recipe, out: str | Path, *, resume: bool = False, opened: tuple[Task, Evaluator] | None = None,
+        patience_s: float = 0.0,
+    ) -> None:  # fmt: skip
         self.recipe = recipe
         self.out = Path(out)
         self.result: dict[str, Any] = {}
+        self._origin: dict[str, Any] = {}
         self.task, self._evaluator = opened or (task_of(recipe), None)
         self.queryless = queryless.is_queryless(recipe.method)
         self.method = None if self.queryless else search.make(recipe.method, recipe.options)
         if self.queryless:
             queryless.check(recipe)
-        check_head(recipe.head)
+        check_head(self._own_head())
         self.ledger = Ledger(images=len(self.task.train), budget=recipe.budget)
-        self._folder = RunFolder(self.out, recipe, resume=resume)
+        self._folder = RunFolder(self.out, resume=resume, every_s=recipe.checkpoint_s, patience_s=patience_s)
 
     def __iter__(self) -> Iterator[Step]:
         started = time.monotonic()
-        evaluator = self._evaluator or evaluator_of(self.recipe, problem_of(self.recipe, self.task, self.method))
-        try:
-            spec, dim, free_looks = evaluator.call("describe")
-            if self.queryless:
-                outcome = queryless.fit(self.recipe, self.task, evaluator, self.ledger, spec, dim)
-                self._finish(evaluator, spec, outcome, time.monotonic() - started)
-            else:
-                yield from self._search(evaluator, spec, dim, free_looks)
-        finally:
-            if self._evaluator is None:
-                evaluator.close()
+        with self._folder.claimed() as state:
+            self._settle(None)
+            evaluator = self._evaluator or evaluator_of(self.recipe, problem_of(self.recipe, self.task, self.method))
+            try:
+                spec, dim, free_looks = evaluator.call("describe")
+                if self.queryless:
+                    self._settle(spec)
+                    outcome = queryless.fit(self.recipe, self.task, evaluator, self.ledger, spec, dim)
+                    self._finish(evaluator, spec, outcome, time.monotonic() - started)
+                else:
+                    yield from self._search(evaluator, spec, dim, free_looks, state)
+            except GeneratorExit:
+                self._folder.checkpoint()
+                raise
+            except BaseException as error:
+                self._rescue(error)
+                raise
+            finally:
+                if self._evaluator is None:
+                    evaluator.close()
 
-    def _search(self, evaluator: Evaluator, spec: BoxSpec, dim: int, free_looks: bool) -> Iterator[Step]:
-        recipe, method = self.recipe, self.method
-        assert method is not None
-        refuse(method, recipe.method, spec)
-        check_head(recipe.head, spec)
-        state = self._folder.state()
+    def _settle(self, spec: BoxSpec | None) -> None:
+        """Fill in what the recipe leaves open, as far as it is known, and write it."""
+        self.recipe = resolved(self.recipe, self.method, spec)
+        if spec is None:
+            self._origin = origin_of(self.recipe, self.task, release())
+        self._origin["settings"] = settings_of(self.recipe)
+        self._folder.settle(self.recipe, self._origin, final=spec is not None)
+
+    def _rescue(self, error: BaseException) -> None:
+        """Write the checkpoint of a run that fails, unless it is writing that failed."""
+        if isinstance(error, ArtifactError):
+            return
+        try:
+            self._folder.checkpoint()
+        except ArtifactError as other:
+            log.warning("%s", other)
+
+    def _own_head(self) -> str | None:
+        """The head that the recipe joins to the method; None where it is the method's own."""
+        return None if self.recipe.head == getattr(self.method, "head", None) else self.recipe.head
+
+    def _search(
+        self, evaluator: Evaluator, spec: BoxSpec, dim: int, free_looks: bool, state: dict[str, Any] | None
+    ) -> Iterator[Step]:
+        assert self.method is not None
+        refuse(self.method, self.recipe.method, spec)
+        check_head(self._own_head(), spec)
+        self.method = method = fitted(self.method, prompt_of(self.recipe, self.method), spec)
         begun = self._started(method, spec, dim, evaluator)
-        last_saved = time.monotonic()
-        latest: Step | None = None
+        self._settle(spec)
+        recipe, best, seconds = self.recipe, None, 0.0
         for step in steps(
             begun,
             evaluator,
@@ -185,16 +201,13 @@ class Tuning:
             table=method.needs.table,
             resume=state,
         ):
-            latest = step
+            best, seconds = step.best, step.seconds
             self._folder.note(step)
-            if time.monotonic() - last_saved >= recipe.checkpoint_s:
-                self.checkpoint()
-                last_saved = time.monotonic()
+            if self._folder.due:
+                self._folder.checkpoint()
             yield step
-        self.checkpoint()  # before the final reads, so that a run that is resumed here makes them once
-        if latest is not None:
-            best, seconds = latest.best, latest.seconds
-        else:  # resumed from a checkpoint that had spent its budget already
+        self._folder.checkpoint()  # before the final reads, so that a run that is resumed here makes them once
+        if best is None:  # resumed from a checkpoint that had spent its budget already
             assert state is not None
             best, seconds = Look(**state["best"]), float(state["seconds"])
         head = recipe.head or getattr(method, "head", None)
@@ -212,7 +225,6 @@ class Tuning:
 
     def _started(self, method: Method, spec: BoxSpec, dim: int, evaluator: Evaluator) -> Search:
         """The method's search, from the template or from the prompt of an earlier run."""
-        method = fitted(method, prompt_of(self.recipe, method), spec)
         begun = method.start(dim, self.recipe.budget, self.recipe.seed)
         if hasattr(begun, "introduce"):
             begun.introduce(evaluator.call("pool"))
@@ -240,10 +252,6 @@ class Tuning:
                 return None
             self.ledger.charge(evaluator.evaluate(best.theta[None]))
         return evaluator.call("cross_entropy", best.theta)
-
-    def checkpoint(self) -> None:
-        """Write what a resumed run needs."""
-        self._folder.checkpoint()
 
     def _finish(self, evaluator: Evaluator, spec: BoxSpec, outcome: Outcome, seconds: float) -> None:
         """The artifact and the result."""

@@ -18,6 +18,7 @@ import inspect
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -124,6 +125,19 @@ def halve(pool: Task, half: str) -> Task:
         val=_keep(pool.val, kept),
         test=_keep(pool.test, kept),
     )
+
+
+def located(uri: str) -> str:
+    """A task's URI with its path, where it has one, made absolute: it means the same from any folder.
+
+    >>> located("folder:/data/pets?test=0.5"), located("mini:digits")
+    ('folder:/data/pets?test=0.5', 'mini:digits')
+    """
+    scheme, colon, rest = uri.partition(":")
+    path, query, options = rest.partition("?")
+    if scheme not in ("folder", "coop") or not path:
+        return uri
+    return f"{scheme}{colon}{Path(path).expanduser().absolute()}{query}{options}"
 
 
 def task_names() -> tuple[str, ...]:

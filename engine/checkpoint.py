@@ -19,7 +19,7 @@ import numpy as np
 
 from engine.core import Array
 from engine.errors import ArtifactError
-from engine.files import replacing
+from engine.files import replacing, unwritable
 
 FORMAT = "1"
 SHARE = 20
@@ -53,9 +53,12 @@ class Checkpoint:
         return time.monotonic() - self._ended >= max(self.every_s, SHARE * self._took)
 
     def write(self, state: Mapping[str, Any]) -> None:
-        """Replace the file. Raises ArtifactError where the disk is full or read-only."""
+        """Replace the file. Raises UnwritableError."""
         began = time.monotonic()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.path.parent, error) from error
         save_state(self.path, state)
         self._ended = time.monotonic()
         self._took = self._ended - began
@@ -69,7 +72,8 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
         state: nested mappings and sequences of arrays, JSON values and NumPy scalars.
 
     Raises:
-        ArtifactError: an array of another type than numbers, or a disk that is full or read-only.
+        ArtifactError: an array of another type than numbers.
+        UnwritableError: the disk is full or read-only.
     """
     arrays: list[Array] = []
     text = json.dumps(_stripped(state, arrays))

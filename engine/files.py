@@ -15,13 +15,17 @@ from typing import BinaryIO
 from engine.errors import ArtifactError
 
 
+class UnwritableError(ArtifactError):
+    """A file or folder on a disk that is full, read-only or not the user's."""
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file. Raises ArtifactError where the disk is full or read-only."""
+    """Write a UTF-8 file. Raises UnwritableError."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file. Raises ArtifactError where the disk is full or read-only."""
+    """Write a file. Raises UnwritableError."""
     with replacing(path) as file:
         file.write(data)
 
@@ -31,7 +35,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which takes the place of `path` at the end of the block, or not at all.
 
     Raises:
-        ArtifactError: the disk is full or read-only.
+        UnwritableError: the disk is full or read-only.
     """
     fresh = path.with_name(path.name + ".tmp")
     try:
@@ -50,7 +54,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def append_lines(path: Path, lines: list[str]) -> None:
-    """Append lines to a UTF-8 file, flushed to disk. Raises ArtifactError where the disk is full or read-only."""
+    """Append lines to a UTF-8 file, flushed to disk. Raises UnwritableError."""
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in lines)
@@ -60,9 +64,9 @@ def append_lines(path: Path, lines: list[str]) -> None:
         raise unwritable(path, error) from error
 
 
-def unwritable(path: Path, error: OSError) -> ArtifactError:
-    """The sentence for a file or folder that cannot be written."""
-    return ArtifactError(f"{path} cannot be written ({error.strerror or error}); make room or make it writable")
+def unwritable(path: Path, error: OSError) -> UnwritableError:
+    """The error for a file or folder that the system says cannot be written."""
+    return UnwritableError(f"{path} cannot be written ({error.strerror or error}); make room or make it writable")
 
 
 def _sync(folder: Path) -> None:

@@ -48,7 +48,7 @@ def test_tune_then_eval(tmp_path, capsys):
     )
     assert result["accuracy"] > result["zero_shot_accuracy"]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "artifact", "checkpoint", "history.jsonl", "recipe.yaml", "result.json",
+        "artifact", "history.jsonl", "recipe.yaml", "result.json",
     ]  # fmt: skip
     code, out, _ = run(capsys, "eval", str(tmp_path / "run"), "--json")
     assert json.loads(out)["accuracy"] == result["accuracy"]

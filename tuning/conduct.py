@@ -9,15 +9,16 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from engine.errors import ArtifactError, RecipeError
-from engine.files import write_text
+from engine.files import UnwritableError, write_text
 from tuning import choose, gate, report, track
 from tuning.compare import Cluster, Connected, metrics_of, on_tune
+from tuning.lease import Lease
 from tuning.protocol import Comparison, make_comparison, trials_of
 from tuning.track import Board
 from tuning.trials import carry_out, done
@@ -74,38 +75,51 @@ def compare(
             else:
                 on_tune(todo, out, cluster, callbacks, board, stop, search, ray.own)
 
-    with ray:
-        gate.check(comparison, out / "gate", run)
-        chosen = choose.choose(comparison, out / "search", run, in_turn=cluster.parallel == 0)
-        if not stop.is_set():
-            run([trial.write(out / TRIALS) for trial in trials_of(comparison, chosen)])
-    write_text(out / "took.json", json.dumps({"seconds": round(time.monotonic() - started, 1)}) + "\n")
-    return report.remake(out)
+    with Lease(out), _resumable(out):
+        if not resume:
+            _begin(comparison, out)
+        with ray:
+            gate.check(comparison, out / "gate", run)
+            chosen = choose.choose(comparison, out / "search", run, in_turn=cluster.parallel == 0)
+            if not stop.is_set():
+                run([trial.write(out / TRIALS) for trial in trials_of(comparison, chosen)])
+        write_text(out / "took.json", json.dumps({"seconds": round(time.monotonic() - started, 1)}) + "\n")
+        return report.remake(out)
+
+
+@contextmanager
+def _resumable(out: Path) -> Iterator[None]:
+    """Say how to go on after the disk was full."""
+    try:
+        yield
+    except UnwritableError as error:
+        raise UnwritableError(f"{error}, then go on with: keyhole compare --resume {out}") from error
 
 
 def _settled(comparison: Comparison | None, out: Path, resume: bool, *, tune: bool) -> Comparison:
-    """The settings, those of the folder for a resumed one, checked; they are written before anything runs."""
+    """The settings, those of the folder for a resumed one, checked."""
     import yaml
 
-    file = out / SETTINGS
     if resume:
+        file = out / SETTINGS
         if not file.exists():
             raise ArtifactError(f"{out} holds no {SETTINGS}: nothing to resume; start it with keyhole compare --out")
         comparison = make_comparison(yaml.safe_load(file.read_text(encoding="utf-8")))
-    elif file.exists():
-        raise ArtifactError(f"{out} already holds a comparison; go on with it by --resume, or name another --out")
     assert comparison is not None
     trials_of(comparison)  # every mistake in the settings is found here
     if tune and comparison.searcher == "optuna" and not track.installed("optuna"):
         raise RecipeError("searcher=optuna needs Optuna: pip install 'keyhole[optuna]'")
-    if resume:
-        return comparison
-    try:
-        (out / TRIALS).mkdir(parents=True, exist_ok=True)
-        write_text(file, yaml.safe_dump(comparison.as_dict(), sort_keys=False))
-    except OSError as error:
-        raise ArtifactError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from error
     return comparison
+
+
+def _begin(comparison: Comparison, out: Path) -> None:
+    """Write the settings of a comparison into its folder."""
+    import yaml
+
+    if (out / SETTINGS).exists():
+        raise ArtifactError(f"{out} already holds a comparison; go on with it by --resume, or name another --out")
+    (out / TRIALS).mkdir(exist_ok=True)
+    write_text(out / SETTINGS, yaml.safe_dump(comparison.as_dict(), sort_keys=False))
 
 
 def _in_turn(folders: Sequence[Path], board: Board, stop: threading.Event) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine.core import Array
+from engine.files import replacing
 from tuning.statistics import interval
 from tuning.table import count
 
@@ -87,7 +88,8 @@ def _curves(runs: Sequence[Run], styles: Mapping[str, Any], path: Path) -> None:
         top.xaxis.set_major_formatter(lambda value, _: count(value))
     handles = [plt.Line2D([], [], label=label, markersize=5, **style) for label, style in styles.items()]
     figure.legend(handles=handles, loc="outside lower center", ncol=min(4, len(styles)), frameon=False, fontsize=9)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=110, format="png")
     plt.close(figure)
 
 
@@ -194,5 +196,6 @@ def _shots(runs: Sequence[Run], styles: Mapping[str, Any], path: Path) -> None:
     axes[0][0].set_ylabel("test accuracy, %")
     handles = [plt.Line2D([], [], label=label, markersize=5, **style) for label, style in styles.items()]
     figure.legend(handles=handles, loc="outside lower center", ncol=min(4, len(styles)), frameon=False, fontsize=9)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=110, format="png")
     plt.close(figure)

@@ -17,7 +17,7 @@ from typing import Any
 from engine.artifact import Artifact
 from engine.checkpoint import Checkpoint, load_state
 from engine.errors import ArtifactError, RecipeError
-from engine.files import append_lines, unwritable, write_text
+from engine.files import UnwritableError, append_lines, unwritable, write_text
 from engine.loop import Step
 from tuning.lease import Lease
 from tuning.origin import check_origin
@@ -119,12 +119,10 @@ class RunFolder:
         if state is None:
             return
         self._lease.confirm()
-        try:
+        with self._resumable():
             append_lines(self.path / HISTORY, self._lines)
             self._lines.clear()
             self._checkpoint.write({"origin": self._origin, "run": state})
-        except ArtifactError as error:
-            raise self._resumable(error) from error
         self._latest = None
 
     def finish(self, artifact: Artifact, result: Mapping[str, Any]) -> None:
@@ -134,18 +132,22 @@ class RunFolder:
             ArtifactError: the disk is full or read-only, or another process has taken the folder over.
         """
         self._lease.confirm()
-        try:
-            artifact.save(self.path / "artifact")
+        with self._resumable():
+            try:
+                artifact.save(self.path / "artifact")
+            except OSError as error:
+                shutil.rmtree(self.path / "artifact.tmp", ignore_errors=True)
+                raise unwritable(self.path / "artifact", error) from error
             write_text(self.path / RESULT, json.dumps(result, indent=2) + "\n")
-        except OSError as error:
-            shutil.rmtree(self.path / "artifact.tmp", ignore_errors=True)
-            raise self._resumable(unwritable(self.path / "artifact", error)) from error
-        except ArtifactError as error:
-            raise self._resumable(error) from error
         drop_checkpoint(self.path)
 
-    def _resumable(self, error: ArtifactError) -> ArtifactError:
-        return ArtifactError(f"{error}, then go on with: keyhole tune --resume {self.path}")
+    @contextmanager
+    def _resumable(self) -> Iterator[None]:
+        """Say how to go on after the disk was full."""
+        try:
+            yield
+        except UnwritableError as error:
+            raise UnwritableError(f"{error}, then go on with: keyhole tune --resume {self.path}") from error
 
     def _state(self) -> dict[str, Any] | None:
         """The checkpoint's state with the history cut to it; None, and no history, where there is nothing to resume."""

@@ -138,7 +138,7 @@ def test_an_interrupted_comparison_reports_and_resumes_to_the_same_results(tmp_p
     half = compare(comparison, tmp_path / "half", cluster=IN_TURN, board=Impatient(lambda line: None), stop=stop)
     assert (half["trials"], half["finished"]) == (6, 1) and (tmp_path / "half" / "report.html").exists()
     began = tmp_path / "half" / "trials" / "toy_toy_momentum_16-shot_s1"
-    assert not done(began) and (began / "checkpoint" / "state.npz").exists()
+    assert not done(began) and (began / "checkpoint" / "state.safetensors").exists()
     finished = tmp_path / "half" / "trials" / "toy_toy_zero-shot_16-shot_s1" / "result.json"
     before = finished.stat().st_mtime_ns
     assert compare(None, tmp_path / "half", resume=True, cluster=IN_TURN)["finished"] == 6
@@ -414,7 +414,8 @@ def test_sigkill_and_resume_give_the_same_results(tmp_path):
             continue
         deadline = time.monotonic() + 200
         while (
-            not list((tmp_path / name).glob("trials/*momentum*/checkpoint/state.npz")) and time.monotonic() < deadline
+            not list((tmp_path / name).glob("trials/*momentum*/checkpoint/state.safetensors"))
+            and time.monotonic() < deadline
         ):
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)

@@ -47,9 +47,6 @@ class RunFolder:
         resume: whether a run that was begun there may be gone on with.
         every_s: seconds between checkpoints, at least.
         patience_s: how long to wait for another process that writes it.
-
-    Raises:
-        ArtifactError: it holds a run that may not be gone on with.
     """
 
     def __init__(self, path: Path, *, resume: bool, every_s: float, patience_s: float = 0.0) -> None:
@@ -61,7 +58,6 @@ class RunFolder:
         self._begun: dict[str, Any] | None = None
         """The origin in the checkpoint that is gone on with."""
         self._origin: Mapping[str, Any] = {}
-        self._refuse()
 
     def _refuse(self) -> None:
         finished, begun = (self.path / RESULT).exists(), (self.path / CHECKPOINT).exists()
@@ -74,7 +70,8 @@ class RunFolder:
         """The folder to this process alone; gives the state to go on from, None where the run begins.
 
         Raises:
-            ArtifactError: another process writes it, it cannot be written, or what it holds is damaged.
+            ArtifactError: another process writes it, it holds a run that may not be gone on with or that is damaged, or
+                it cannot be written.
         """
         with self._lease:
             self._refuse()

@@ -14,7 +14,7 @@ from engine.core import BoxSpec, Method
 from engine.errors import RecipeError
 from engine.prompts.pixels import default_width
 from tuning import queryless
-from tuning.recipe import PromptRecipe, Recipe
+from tuning.recipe import PromptRecipe, Recipe, make_recipe
 from tuning.tasks import located
 
 
@@ -59,7 +59,7 @@ def resolved(recipe: Recipe, method: Method | None, spec: BoxSpec | None = None)
         head = getattr(method, "head", None)
         if head == "templates" and (spec is None or "features" not in spec.gives):
             head = None  # a mixture of templates takes features: without them the best template is all there is
-    return replace(
+    filled = replace(
         recipe,
         task=located(recipe.task),
         start=None if recipe.start is None else str(Path(recipe.start).absolute()),
@@ -68,6 +68,7 @@ def resolved(recipe: Recipe, method: Method | None, spec: BoxSpec | None = None)
         head=head,
         options=recipe.options if method is None else {**recipe.options, **search.options_of(recipe.method, method)},
     )
+    return make_recipe(filled.as_dict())  # as it is read back: `cpus: 1` is 1.0
 
 
 def _completed(prompt: PromptRecipe, spec: BoxSpec) -> PromptRecipe:

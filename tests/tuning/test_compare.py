@@ -413,10 +413,8 @@ def test_sigkill_and_resume_give_the_same_results(tmp_path):
             assert process.wait(timeout=300) == 0
             continue
         deadline = time.monotonic() + 200
-        while (
-            not list((tmp_path / name).glob("trials/*momentum*/checkpoint/state.safetensors"))
-            and time.monotonic() < deadline
-        ):
+        begun = "trials/*momentum*/checkpoint/state.safetensors"
+        while not list((tmp_path / name).glob(begun)) and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()

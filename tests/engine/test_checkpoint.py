@@ -1,6 +1,8 @@
 """Checkpoints on disk: what goes in comes out to the bit, costs no memory, and nothing damaged comes out at all."""
 
 import gc
+import hashlib
+import json
 import tracemalloc
 import weakref
 
@@ -70,6 +72,15 @@ def test_what_only_claims_to_be_large_is_refused_at_once(tmp_path):
     header = b'{"a0":{"dtype":"F64","shape":[1000000000000],"data_offsets":[0,8000000000000]}}'
     (tmp_path / "state").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
     with pytest.raises(ArtifactError, match="remove it"):
+        load_state(tmp_path / "state")
+
+
+def test_nesting_past_the_limit_is_refused(tmp_path):
+    text = '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    told = {"format": "1", "state": text, "sum": hashlib.blake2b(text.encode(), digest_size=32).hexdigest()}
+    header = json.dumps({"__metadata__": told}).encode()
+    (tmp_path / "state").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ArtifactError, match="recursion.*remove it"):
         load_state(tmp_path / "state")
 
 

@@ -412,6 +412,6 @@ def mutated_tree(state, random):
         kind, arrays = mutated_arrays(arrays, random)
         return kind, filled(tree)
     while True:
-        kind, tree = mutated_json(tree, random)
-        if isinstance(tree, dict) and "deeply" not in kind:
-            return kind, filled(tree)
+        kind, forged = mutated_json(tree, random)
+        if isinstance(forged, dict) and "deeply" not in kind:  # of depth, see the file's own test
+            return kind, filled(forged)

@@ -175,7 +175,6 @@ def tune_command(
                 progress.step(step)
                 if interrupted.is_set():
                     break
-                break
     if not tuning.result:
         click.echo(f"interrupted; go on with: keyhole tune --resume {tuning.out}", err=True)
         raise click.exceptions.Exit(INTERRUPTED)

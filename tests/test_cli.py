@@ -144,7 +144,7 @@ def test_a_bad_test_image_is_found_before_the_budget_is_spent(tmp_path, capsys, 
         Image.new("1", (9000, 8000)).save(bad, "PNG")
     else:
         bad.write_bytes({"cut short": listed[:-200], "empty": b"", "no image": b"hello" * 100}[harm])
-    monkeypatch.setattr(Problem, "answer", lambda *_: pytest.fail("asked the box"))
+    monkeypatch.setattr(Problem, "_reply", lambda *_: pytest.fail("asked the box"))
     code, out, err = run(
         capsys, "tune", "--task", task, "--box", "toy:", "--shots", "1", "--budget", "20",
         "--out", str(tmp_path / "run"), *how,

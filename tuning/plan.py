@@ -17,11 +17,15 @@ import numpy as np
 from engine import search
 from engine.boxes.cache import VARIABLE
 from engine.core import Split, Task
+from engine.ledger import Ledger
 from engine.phases import phase
 from engine.pool import Serial
+from engine.session import Session
+from engine.threads import limited
 from tuning import budget, queryless
 from tuning.recipe import Recipe
-from tuning.run import begin, problem_of, task_of
+from tuning.resolve import prompt_of
+from tuning.run import begin, fitted, problem_of, task_of
 
 TIMED = 16
 """Images that a local box is timed on."""
@@ -46,12 +50,12 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     if local:
         few = {"train": _few(task.train), "val": _few(task.val), "test": _few(task.test)}
         serial = Serial(replace(problem_of(recipe, task, method), splits=few), chunk=recipe.pool.chunk)
-        with phase("timing the box on a few images"), _uncached():
+        with phase("timing the box on a few images"), _uncached(), limited(recipe.pool.threads):
             seconds = _seconds(serial, task, evaluations, max(1, recipe.workers))
         if method is not None and budget.is_small(recipe):
-            spec, dim, free_looks = serial.describe()
-            sample = begin(budget.ample(recipe), method, spec, dim, serial)
-            note = budget.word(recipe, sample, train=len(task.train), val=0 if free_looks else len(task.val))
+            session = Session(serial, Ledger(images=len(few["train"]), budget=recipe.budget), few)
+            sample = begin(budget.ample(recipe), fitted(method, prompt_of(recipe, method), session.spec), session)
+            note = budget.word(recipe, sample, train=len(task.train), val=0 if session.free_looks else len(task.val))
     return {
         "task": recipe.task,
         "box": recipe.box,
@@ -74,8 +78,8 @@ def _seconds(serial: Serial, task: Task, evaluations: float, workers: int) -> di
     """Expected seconds: to encode the training and validation images, to search, and of the final test read."""
     thetas = np.zeros((serial.chunk, serial.describe()[1]), np.float32)
     problem = serial.problem
-    problem.staged("val")  # first calls are not part of the rate
-    image = _timed(lambda: problem.staged("train")) / len(problem.spec.splits["train"])
+    problem.stage("val")  # first calls are not part of the rate
+    image = _timed(lambda: problem.stage("train")) / len(problem.spec.splits["train"])
     serial.evaluate(thetas)
     candidate = _timed(lambda: serial.evaluate(thetas), 3) / len(thetas)
     moving = bool(problem.prompt.decode(thetas[:1]).needs() & {"pixels", "tokens"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import closing
 
 import pytest
 from counted import answers, counted_task
@@ -107,10 +108,10 @@ def test_workers_keep_the_same_account(ray_local, tmp_path, method, options, hea
 def test_a_resumed_run_has_the_account_of_one_that_was_not_interrupted(tmp_path, method, options, head, stop):
     whole = tuned(tmp_path / "whole", method, options, head, budget=60)
     first = tuning_of(tmp_path / "parts", method, options, head, budget=60)
-    for step in first:
-        if step.last if stop == "before the final reads" else step.evaluations > 25:
-            break
-    first.checkpoint()
+    with closing(iter(first)) as rounds:
+        for step in rounds:
+            if step.last if stop == "before the final reads" else step.evaluations > 25:
+                break
     second = tuned(tmp_path / "parts", method, options, head, budget=60, resume=True)
     assert lasting(second.result) == lasting(whole.result)
     assert second.ledger.followed == whole.ledger.followed

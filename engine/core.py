@@ -282,6 +282,7 @@ class Search(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+@runtime_checkable
 class Method(Protocol):
     """A search method: a frozen dataclass of hyper-parameters whose repr is its configuration."""
 

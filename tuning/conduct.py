@@ -16,7 +16,7 @@ from typing import Any
 
 from engine.artifact import write_text
 from engine.errors import ArtifactError, RecipeError
-from tuning import choose, gate, report, track
+from tuning import choose, gate, report, settings_text, track
 from tuning.compare import Cluster, Connected, metrics_of, on_tune
 from tuning.protocol import Comparison, make_comparison, trials_of
 from tuning.track import Board
@@ -91,7 +91,7 @@ def _settled(comparison: Comparison | None, out: Path, resume: bool, *, tune: bo
     if resume:
         if not file.exists():
             raise ArtifactError(f"{out} holds no {SETTINGS}: nothing to resume; start it with keyhole compare --out")
-        comparison = make_comparison(yaml.safe_load(file.read_text(encoding="utf-8")))
+        comparison = make_comparison(settings_text.read(file, "comparison"))
     elif file.exists():
         raise ArtifactError(f"{out} already holds a comparison; go on with it by --resume, or name another --out")
     assert comparison is not None

@@ -68,7 +68,7 @@ Seed = Annotated[int, Range(0, 2**63 - 1)]
 
 
 def check(settings: Any, where: str = "") -> None:
-    """Raise RecipeError for a number of a dataclass that is not finite or is outside of its declared range, tuples included.
+    """Raise RecipeError for a number of a dataclass, or in a tuple of it, that is not finite or not in its range.
 
     Args:
         where: stands before a field's name in the message.
@@ -98,7 +98,7 @@ def typed(value: Any, kind: Any, name: str) -> Any:
     """
     union = typing.get_origin(kind) in (typing.Union, types.UnionType)
     kinds = [typing.get_origin(each) or each for each in (typing.get_args(kind) if union else (kind,))]
-    if not all(isinstance(each, type) for each in kinds):
+    if Any in kinds or not all(isinstance(each, type) for each in kinds):
         return value
     if isinstance(value, bool):
         allowed = bool in kinds

@@ -147,7 +147,12 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
     if typing.get_origin(kind) is not tuple:
         return typed(value, kind, key)
     items = value if isinstance(value, (list, tuple)) else [value]
-    return tuple(typed(item, typing.get_args(kind)[0], key) for item in items)
+    each = typing.get_args(kind)[0]
+    try:
+        return tuple(typed(item, each, key) for item in items)
+    except RecipeError:
+        hint = "; quote what ends in a colon" if any(isinstance(item, dict) for item in items) else ""
+        raise RecipeError(f"{key}={shown(value)} must be a list of {each.__name__}{hint}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -189,10 +194,10 @@ def arms_of(comparison: Comparison) -> list[Arm]:
             every.update({path: space for path, space in common_spaces.items() if not path.startswith("method.")})
         searched = {path: space for path, space in every.items() if space.kind != "grid"}
         for combination in crossed({path: space for path, space in every.items() if space.kind == "grid"}):
-            shown = {**(fixed if twice else {}), **combination}
+            named = {**(fixed if twice else {}), **combination}
             arms.append(
                 Arm(
-                    label=f"{name} {in_words(shown)}".strip(),
+                    label=f"{name} {in_words(named)}".strip(),
                     method=name,
                     settings=applied({**common, "method": {"name": name, **fixed}}, combination),
                     config=combination,

@@ -18,6 +18,7 @@ DEEPEST = 20
 """Levels of mappings and lists."""
 LARGEST = 2**17
 """Bytes of a file."""
+_TOO_DEEP = f"nested more than {DEEPEST} levels deep"
 
 
 class _Loader(yaml.SafeLoader):
@@ -29,14 +30,20 @@ class _Loader(yaml.SafeLoader):
     }
     depth = 0
 
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        # The scanner reads ahead: for a thousand brackets that takes it a second.
+        if self.flow_level == DEEPEST:
+            raise _error(_TOO_DEEP, self.get_mark())
+        super().fetch_flow_collection_start(token)
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            raise _error(f"*{event.anchor} stands for what is elsewhere; write it out", event)
+            raise _error(f"*{event.anchor} stands for what is elsewhere; write it out", event.start_mark)
         if getattr(event, "tag", None) is not None:
-            raise _error(f"the tag {event.tag} is not read; leave it out", event)
+            raise _error(f"the tag {event.tag} is not read; leave it out", event.start_mark)
         if self.depth == DEEPEST:
-            raise _error(f"nested more than {DEEPEST} levels deep", event)
+            raise _error(_TOO_DEEP, event.start_mark)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -46,10 +53,10 @@ class _Loader(yaml.SafeLoader):
         made: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                raise _error("a key must be text", key_node)
+                raise _error("a key must be text", key_node.start_mark)
             key = key_node.value
             if key in made:
-                raise _error(f"the key {shown(key)} stands there twice; give it once", key_node)
+                raise _error(f"the key {shown(key)} stands there twice; give it once", key_node.start_mark)
             made[key] = self.construct_object(value_node, deep=True)
         return made
 
@@ -57,14 +64,14 @@ class _Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ValueError, OverflowError):  # an integer of more digits than Python converts, 0b_, 1:2e999
-            raise _error(f"{shown(node.value)} is no number", node) from None
+            raise _error(f"{shown(node.value)} is no number", node.start_mark) from None
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node))
 
 
-def _error(problem: str, at: Any) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
+def _error(problem: str, mark: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
 def read(path: str | Path, what: str = "recipe") -> dict[str, Any]:
@@ -102,8 +109,6 @@ def parse(text: str | bytes, where: str) -> Any:
     except (yaml.YAMLError, UnicodeError) as error:
         reason = getattr(error, "reason", "it is damaged")
         raise RecipeError(f"{where} is not YAML for settings: it is no text ({_cut(reason)})") from None
-    except RecursionError:
-        raise RecipeError(f"{where} is not YAML for settings: nested more than {DEEPEST} levels deep") from None
 
 
 def override(word: str, example: str) -> tuple[str, Any]:
@@ -117,11 +122,11 @@ def override(word: str, example: str) -> tuple[str, Any]:
     key, equals, text = word.partition("=")
     if not equals or not key:
         raise RecipeError(f"{shown(word)} is not key=value; for example {example}")
-    value = parse(text, f"the value of {_cut(key)}") if len(text) <= LARGEST else text
+    value = parse(text, f"the value of {shown(key)}") if len(text) <= LARGEST else text
     # `task=toy:` is a name that ends in a colon, not a mapping.
     return key, text if isinstance(value, dict) and not text.lstrip().startswith("{") else value
 
 
 def _cut(text: str | None) -> str:
-    line = " ".join((text or "").split())
+    line = "".join(c if c.isprintable() else " " for c in text or "")
     return line if len(line) <= LONGEST_VALUE else f"{line[: LONGEST_VALUE - 4]} ..."

@@ -184,7 +184,7 @@ def test_a_damaged_comparison_is_refused_in_a_sentence_or_still_one(tmp_path):
         (bytes(range(256)), "no text"),
         ("seed: 2".encode("utf-16-be"), "no text|special characters"),
         (b"a: " + b"[" * 3000 + b"]" * 3000, "more than 20 levels"),
-        ("\n".join(f"{' ' * n}a:" for n in range(500)).encode(), "line 21: nested more than 20 levels"),
+        ("\n".join(f"{' ' * n}a:" for n in range(500)).encode(), "line 20: nested more than 20 levels"),
         (b"seed: 2\nbudget: 5\nseed: 3\n", "line 3: the key 'seed' stands there twice"),
         (b"prompt: {tokens: 2, tokens: 3}", "'tokens' stands there twice"),
         (b"a: &a [x]\nb: *a\n", r"line 2: \*a stands for"),

@@ -22,6 +22,7 @@ from engine.mixtures import MixtureHead
 from engine.noise import Purpose, rng
 from engine.objectives import cross_entropy
 from engine.score_heads import ScoreAdapterHead, fit_score_adapter, log_probabilities
+from engine.threads import limited
 
 Examples = tuple[Array, Array]
 """Features `(n, E)` and their labels `(n,)`."""
@@ -167,7 +168,10 @@ def fit(
             raise TaskError(f"{split} has {features.shape=} and {labels.shape=}; give (n, E) and (n,) with n >= 1")
     if text is None and name not in ("linear", "gda") and not on_scores(name):
         raise RefusedError(f"head {name!r} needs the classes' text features, which this box does not give; use linear")
-    return HEADS[name](train, val, text, scale, seed)
+    if name in ("linear", "linear-anchored", "clip-adapter", "auto"):
+        import torch  # noqa: F401  (loaded before its threads are limited)
+    with limited(1):  # the same bits whoever fits
+        return HEADS[name](train, val, text, scale, seed)
 
 
 def restore(kind: str, state: Mapping[str, Array]) -> Head:

@@ -8,6 +8,7 @@ Knows nothing of search methods and of budgets.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import time
@@ -20,6 +21,7 @@ import numpy as np
 from engine.core import Array, BoxSpec, Reply
 from engine.errors import BoxError, KeyholeError, RecipeError
 from engine.problem import Problem, ProblemSpec, join
+from engine.threads import limited
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ OPENING_S = 600.0
 """How long a worker may take to start and to open the box, which may mean reading gigabytes of weights."""
 STRAGGLER_S = 5.0
 """A chunk this late near a step's end is also given to an idle worker; the first answer counts."""
+QUICK_S = 0.02
+"""Chunks answered faster than this travel together, one call a worker: a call itself takes a millisecond or two."""
 
 
 class Serial:
@@ -49,19 +53,22 @@ class Serial:
 
     def __init__(self, spec: ProblemSpec, *, chunk: int = 2) -> None:
         self.chunk = chunk
+        self.threads = spec.threads
         self.problem = Problem(spec)
         self.describe = self.problem.describe
 
     def evaluate(self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False) -> Reply:
         """Losses of `(P, d)` candidates on these rows of a split (None: all)."""
-        return join([self.problem.evaluate(part, rows, split, table) for part in _chunks(thetas, self.chunk)])
+        with limited(self.threads):
+            return join([self.problem.evaluate(part, rows, split, table) for part in _chunks(thetas, self.chunk)])
 
     def call(self, name: str, *args: Any) -> Any:
         """Any other question to the problem: `image_features`, `decoded`, `cross_entropy`, ..."""
-        return getattr(self.problem, name)(*args)
+        with limited(self.threads):
+            return getattr(self.problem, name)(*args)
 
     def fingerprint(self) -> dict[str, Any]:
-        return self.problem.fingerprint()
+        return self.call("fingerprint")
 
     def close(self) -> None:
         """Nothing to end."""
@@ -75,10 +82,16 @@ class _Worker:
 
     def open(self) -> dict[str, Any]:
         self.problem = Problem(self.spec)
-        return self.problem.fingerprint()
+        return self.call("fingerprint")
 
     def call(self, name: str, *args: Any) -> Any:
-        return getattr(self.problem, name)(*args)
+        with limited(self.spec.threads):
+            return getattr(self.problem, name)(*args)
+
+    def evaluate(self, parts: list[Array], bare: bool, *args: Any) -> list[Reply]:
+        """A reply for each part; `bare`: without the images' features, which the driver has."""
+        replies = [self.call("evaluate", part, *args) for part in parts]
+        return [replace(each, outputs=replace(each.outputs, image=None)) for each in replies] if bare else replies
 
     def pid(self) -> int:
         return os.getpid()
@@ -86,9 +99,11 @@ class _Worker:
 
 @dataclass(eq=False)
 class _Job:
-    """One call to the problem, until it is answered."""
+    """One call of an actor's method, until it is answered."""
 
+    method: str
     args: tuple[Any, ...]
+    chunks: int = 1
     tries: int = 0
     copies: int = 0
     answer: Any = None
@@ -146,6 +161,11 @@ class RayPool:
         self._opening: dict[Any, Any] = {}  # actor -> the fingerprint that it still owes
         self._flying: dict[Any, _Flight] = {}  # call -> where it is
         self._identity: dict[str, Any] = {}
+        self._described: tuple[BoxSpec, int, bool] | None = None
+        self._images: dict[str, Array] = {}
+        """Image features `(1, n, E)` of a split that no candidate moves: sent once, not with every chunk."""
+        self._chunk_s = math.inf
+        """Shortest time from sending a chunk to its answer."""
         try:
             for _ in range(workers):
                 self._hire()
@@ -156,19 +176,33 @@ class RayPool:
 
     def evaluate(self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False) -> Reply:
         """Losses of `(P, d)` candidates on these rows of a split (None: all)."""
-        jobs = [_Job(("evaluate", part, rows, split, table)) for part in _chunks(thetas, self.chunk)]
+        known = self._images.get(split) if table else None
+        chunks = _chunks(thetas, self.chunk)
+        each = -(-len(chunks) // self.workers) if self._chunk_s < QUICK_S else 1
+        groups = [chunks[start : start + each] for start in range(0, len(chunks), each)]
+        jobs = [_Job("evaluate", (group, known is not None, rows, split, table), chunks=len(group)) for group in groups]
         retries, duplicates = self._dispatch(jobs)
-        return replace(join([job.answer for job in jobs]), retries=retries, duplicates=duplicates)
+        reply = replace(join([each for job in jobs for each in job.answer]), retries=retries, duplicates=duplicates)
+        if not table or reply.outputs is None or not self.describe()[2]:
+            return reply
+        if known is not None:
+            image = known if rows is None else known[:, rows]
+            return replace(reply, outputs=replace(reply.outputs, image=image))
+        if rows is None and reply.outputs.image is not None:
+            self._images[split] = reply.outputs.image
+        return reply
 
     def call(self, name: str, *args: Any) -> Any:
         """Any other question to the problem, answered by one worker."""
-        job = _Job((name, *args))
+        job = _Job("call", (name, *args))
         self._dispatch([job])
         return job.answer
 
     def describe(self) -> tuple[BoxSpec, int, bool]:
         """The box's spec, d, and whether validation is free."""
-        return self.call("describe")
+        if self._described is None:
+            self._described = self.call("describe")
+        return self._described
 
     def fingerprint(self) -> dict[str, Any]:
         """What all workers share: device, builds and the bits of a canary."""
@@ -221,14 +255,30 @@ class RayPool:
                 "use nodes of one kind, or allow it with pool.mixed=true"
             )
 
+    def _greet(self) -> None:
+        """Take note of the workers that have opened the box meanwhile. One that died is found by its next call."""
+        owed = {ref: actor for actor, ref in self._opening.items()}
+        if not owed:
+            return
+        for ref in self._ray.wait(list(owed), num_returns=len(owed), timeout=0)[0]:
+            try:
+                self._check(owed[ref])
+            except self._ray.exceptions.RayTaskError as error:
+                raise _cause(error) from None
+            except self._ray.exceptions.RayActorError:
+                continue
+
     def _dispatch(self, jobs: list[_Job]) -> tuple[int, int]:
         """Answer all jobs; the number of calls issued again, and of calls issued twice."""
         ray = self._ray
         todo = deque(jobs)
         retries = duplicates = 0
         while not all(job.done for job in jobs):
-            depth = DEPTH if len(todo) > len(self._load) else 1
-            for actor in sorted(self._load, key=lambda a: self._load[a]):
+            self._greet()
+            # Whoever is still opening the box is waited for only where nobody else can answer.
+            open_ones = [actor for actor in self._load if actor not in self._opening] or list(self._load)
+            depth = DEPTH if len(todo) > len(open_ones) else 1
+            for actor in sorted(open_ones, key=lambda a: self._load[a]):
                 while todo and self._load[actor] < depth:
                     self._send(actor, todo.popleft())
             if not todo:
@@ -249,6 +299,8 @@ class RayPool:
                 self._load[flight.actor] -= 1
                 if not flight.job.done:
                     flight.job.answer, flight.job.done = answer, True
+                    if flight.job.method == "evaluate":
+                        self._chunk_s = min(self._chunk_s, (time.monotonic() - flight.sent) / flight.job.chunks)
             now = time.monotonic()
             lost |= {flight.actor for flight in self._flying.values() if now > flight.deadline}
             for actor in lost:
@@ -261,8 +313,9 @@ class RayPool:
         job.copies += 1
         self._load[actor] += 1
         now = time.monotonic()
-        deadline = now + self.timeout_s * self._load[actor] + (OPENING_S if actor in self._opening else 0)
-        self._flying[actor.call.remote(*job.args)] = _Flight(actor, job, now, deadline)
+        patience = self.timeout_s * job.chunks * self._load[actor]
+        deadline = now + patience + (OPENING_S if actor in self._opening else 0)
+        self._flying[getattr(actor, job.method).remote(*job.args)] = _Flight(actor, job, now, deadline)
 
     def _replace(self, actor: Any) -> list[_Job]:
         """Take leave of a lost or late worker and hire another; its unanswered jobs, to be given to others."""

@@ -14,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from engine.boxes import open_box
 from engine.core import Array, BoxSpec, Outputs, Parametrization, Prompts, Reply, Split, Staged, Work
@@ -49,9 +48,6 @@ class Problem:
 
     def __init__(self, spec: ProblemSpec) -> None:
         self.spec = spec
-        if spec.threads is not None:
-            # NumPy's products too: the order of a sum may depend on the number of threads, and with it the bits.
-            threadpool_limits(limits=spec.threads)
         self.box = open_box(
             spec.box, classes=spec.classes, template=spec.template, device=spec.device, threads=spec.threads
         )

@@ -6,7 +6,7 @@ Knows nothing of the terminal, of comparisons and of how methods search.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +22,7 @@ from engine.pool import RayPool, Serial
 from engine.problem import ProblemSpec
 from engine.prompts.text import own_contexts
 from engine.search.warm import Warm
+from engine.threads import limited_steps
 from tuning import queryless
 from tuning.folder import RunFolder
 from tuning.outcome import Outcome, check_head, of_head, of_prompt, of_templates
@@ -153,17 +154,21 @@ class Tuning:
         started = time.monotonic()
         evaluator = self._evaluator or evaluator_of(self.recipe, problem_of(self.recipe, self.task, self.method))
         try:
-            spec, dim, free_looks = evaluator.call("describe")
-            if self.queryless:
-                outcome = queryless.fit(self.recipe, self.task, evaluator, self.ledger, spec, dim)
-                self._finish(evaluator, spec, outcome, time.monotonic() - started)
-            else:
-                yield from self._search(evaluator, spec, dim, free_looks)
+            # The driver computes as its workers do, so that their number makes no difference to the bits.
+            yield from limited_steps(self._steps(evaluator, started), self.recipe.pool.threads)
         finally:
             if self._evaluator is None:
                 evaluator.close()
 
-    def _search(self, evaluator: Evaluator, spec: BoxSpec, dim: int, free_looks: bool) -> Iterator[Step]:
+    def _steps(self, evaluator: Evaluator, started: float) -> Generator[Step, None, None]:
+        spec, dim, free_looks = evaluator.call("describe")
+        if self.queryless:
+            outcome = queryless.fit(self.recipe, self.task, evaluator, self.ledger, spec, dim)
+            self._finish(evaluator, spec, outcome, time.monotonic() - started)
+        else:
+            yield from self._search(evaluator, spec, dim, free_looks)
+
+    def _search(self, evaluator: Evaluator, spec: BoxSpec, dim: int, free_looks: bool) -> Generator[Step, None, None]:
         recipe, method = self.recipe, self.method
         assert method is not None
         refuse(method, recipe.method, spec)
@@ -213,7 +218,9 @@ class Tuning:
     def _started(self, method: Method, spec: BoxSpec, dim: int, evaluator: Evaluator) -> Search:
         """The method's search, from the template or from the prompt of an earlier run."""
         method = fitted(method, prompt_of(self.recipe, method), spec)
-        begun = method.start(dim, self.recipe.budget, self.recipe.seed)
+        num_train = len(self.task.train)
+        candidates = self.recipe.budget * num_train / min(self.recipe.rows or num_train, num_train)
+        begun = method.start(dim, candidates, self.recipe.seed)
         if hasattr(begun, "introduce"):
             begun.introduce(evaluator.call("pool"))
         if self.recipe.start is None:

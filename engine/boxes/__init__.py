@@ -14,6 +14,7 @@ import numpy as np
 from engine.boxes.imperfect import open_imperfect, take_options
 from engine.core import GIVES, BlackBox, Outputs
 from engine.errors import RecipeError, TaskError, nearest
+from engine.threads import limited
 
 SCHEMES: dict[str, str] = {
     "open_clip": "engine.boxes.named:open_named",
@@ -25,7 +26,7 @@ SCHEMES: dict[str, str] = {
 """scheme -> `module:function`, called as `f(rest, *, uri, classes, template, gives, device, options)`."""
 
 WITHOUT_TORCH = frozenset({"toy"})
-"""Schemes whose boxes do not compute with torch, so that nothing is said about its threads."""
+"""Schemes whose boxes do not compute with torch, which is then not imported."""
 
 _RICHEST_FIRST = ("features", "scores", "topk", "labels")
 _TOP = 5
@@ -67,7 +68,7 @@ def open_box(
         classes: The task's class names, all different.
         template: A sentence with one `{}` for the class name.
         device: Where a local model computes, in torch's words.
-        threads: Threads of torch in this process; None leaves them as they are.
+        threads: Threads that may be used while it is opened; None leaves them alone.
 
     Raises:
         RecipeError: The URI or one of its options is unknown or malformed.
@@ -90,8 +91,6 @@ def open_box(
     if scheme not in WITHOUT_TORCH:
         import torch
 
-        if threads is not None:
-            torch.set_num_threads(threads)
         # cuDNN's default is TF32, whose error is larger than what a probe changes.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     opener = getattr(importlib.import_module(module), function)
@@ -99,7 +98,8 @@ def open_box(
     def opened(gives: frozenset[str] | None) -> BlackBox:
         return opener(rest, uri=uri, classes=classes, template=template, gives=gives, device=device, options=options)
 
-    return opened(gives) if wrong is None else open_imperfect(uri, wrong, gives, opened)
+    with limited(threads):
+        return opened(gives) if wrong is None else open_imperfect(uri, wrong, gives, opened)
 
 
 def _narrowed(uri: str, value: str | None) -> frozenset[str] | None:

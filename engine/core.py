@@ -124,6 +124,8 @@ class TextSpec:
     """Standard deviation of the token embedding's entries: one unit of theta."""
     vocabulary: Array | None = None
     """`(V, W)` float32 rows of the token embedding, where the box shows them."""
+    words: tuple[str, ...] | None = None
+    """What its V tokens spell, where they are not all of its tokenizer's; the part of a word ends in a hyphen."""
 
 
 @dataclass(frozen=True, kw_only=True)

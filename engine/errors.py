@@ -28,6 +28,10 @@ class TaskError(KeyholeError, ValueError):
     """A task, an image or a class name that cannot be used."""
 
 
+class UnknownWordsError(TaskError):
+    """Class names or a template with words that a box does not know."""
+
+
 class ArtifactError(KeyholeError, ValueError):
     """An artifact, checkpoint or run folder that cannot be read or written."""
 

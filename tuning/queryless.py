@@ -18,6 +18,20 @@ from tuning.recipe import Recipe
 
 CEILINGS = ("coop",)
 ENSEMBLE = "zero-shot:ensemble"
+ABOUT = {
+    "zero-shot": "No search: the task's own template, to compare with.",
+    ENSEMBLE: "No search: the average of many hand-written templates.",
+    "head:linear": "A linear classifier trained on image features.",
+    "head:linear-anchored": "The same, held near the zero-shot classifier.",
+    "head:gda": "A Gaussian for each class, added to zero-shot.",
+    "head:tip": "Tip-Adapter: votes of the training images most alike.",
+    "head:clip-adapter": "CLIP-Adapter: a small network on image features.",
+    "head:auto": "The best of these heads on validation images.",
+    "head:score-linear": "A linear classifier on scores, where features are hidden.",
+    "head:score-adapter": "A small network on scores, where features are hidden.",
+    "ceiling:coop": "CoOp by gradients: what a search is measured against.",
+}
+"""What each of `names()` is, in a line."""
 PROMPTS = {ENSEMBLE: "words"}
 """Kinds of prompt that some of these need, where it is not text."""
 

@@ -18,14 +18,15 @@ import inspect
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from urllib.parse import parse_qsl
+from pathlib import Path
 
 import numpy as np
 
 from engine.core import Array, Split, Task
 from engine.errors import RecipeError, TaskError, nearest
 from engine.noise import Purpose, rng
-from tuning.degrade import degraded, split_degradations
+from engine.parsing import parse_uri
+from tuning.degrade import TASK_OPTIONS, degraded, split_degradations
 
 HALVES = ("all", "base", "new")
 
@@ -42,6 +43,16 @@ A loader takes what follows the scheme (nothing, if it declares no positional pa
 keyword-only arguments, each of its default's type, and returns a *pool*: a Task whose `train` holds every image that
 may be drawn from, whose `val` is the data's validation split or empty, and whose `test` is final.
 """
+
+FORMS: dict[str, str] = {
+    "mini:NAME": "a task that comes with Keyhole",
+    "folder:PATH": "your images: a folder a class, below train/ and test/ or directly",
+    "coop:PATH": "CoOp's layout: images and a split_zhou_*.json",
+    "hf:ORG/NAME": "an image classification set of the Hugging Face hub (extra `data`)",
+    "toy:": "made-up images for the box toy:, to try Keyhole itself",
+    "package.module:function": "your own loader",
+}
+"""How each scheme is written, and what it is for."""
 
 VAL_SHOTS = 4
 """Validation images a class, at most: CoOp's min(shots, 4)."""
@@ -129,24 +140,23 @@ def halve(pool: Task, half: str) -> Task:
 def task_names() -> tuple[str, ...]:
     """What `keyhole list tasks` prints: the embedded tasks by name, then the forms that take a user's data."""
     embedded = tuple(f"mini:{name}" for name in importlib.import_module("miniature.tasks").TASKS)
-    return (*embedded, "toy:", "folder:PATH", "coop:PATH", "hf:ORG/NAME", "package.module:function[:REST]")
+    return (*embedded, *(form for form in FORMS if form != "mini:NAME"))
 
 
 def _resolve(uri: str) -> tuple[Callable[..., Task], str, dict[str, str]]:
     """Loader, what follows the scheme, and the options of the query."""
-    scheme, colon, rest = uri.partition(":")
-    rest, _, query = rest.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    scheme, rest, options = parse_uri(uri, "task")
+    colon = ":" in uri
     if colon and scheme in SCHEMES:
         target = SCHEMES[scheme]
     elif colon and "." in scheme:
         function, _, rest = rest.partition(":")
         target = f"{scheme}:{function}"
     else:
-        raise RecipeError(
-            f"task {uri!r} names no known scheme; allowed are {', '.join(f'{name}:' for name in SCHEMES)} "
-            f"and package.module:function{nearest(scheme, SCHEMES)}"
-        )
+        hint = nearest(scheme, SCHEMES if colon else task_names())
+        if not colon and Path(uri).expanduser().is_dir():
+            hint = f", did you mean 'folder:{uri}'?"
+        raise RecipeError(f"task {uri!r} names no known scheme{hint}; a task is written {', '.join(FORMS)}")
     module, _, function = target.partition(":")
     try:
         loader = getattr(importlib.import_module(module), function)
@@ -164,8 +174,11 @@ def _call(loader: Callable[..., Task], rest: str, options: Mapping[str, str], ur
     known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     for option in options:
         if option not in known:
-            allowed = f"allowed are {', '.join(known)}" if known else "none are allowed here"
-            raise RecipeError(f"task {uri!r} has an unknown option {option!r}; {allowed}{nearest(option, known)}")
+            every = [*known, *TASK_OPTIONS]
+            hint = nearest(option, every)
+            raise RecipeError(
+                f"task {uri!r} has an unknown option {option!r}{hint}; its options are {', '.join(every)}"
+            )
     if rest and not takes_rest:
         raise RecipeError(f"task {uri!r}: nothing may follow the scheme here, but {rest!r} does; leave it out")
     typed = {option: _typed(text, known[option], f"task {uri!r}: {option}") for option, text in options.items()}
@@ -190,7 +203,10 @@ def _check(pool: Task) -> None:
     """What every pool must be, whoever loaded it."""
     uri = pool.uri
     if len(pool.classes) < 2:
-        raise TaskError(f"{uri} has {len(pool.classes)} classes; a task needs at least 2")
+        names = ", ".join(map(repr, pool.classes))
+        raise TaskError(
+            f"{uri} has {len(pool.classes)} class{'' if names else 'es'} ({names}); a task needs at least 2"
+        )
     if pool.template.count("{}") != 1:
         raise TaskError(f"{uri}: template {pool.template!r} must hold one {{}} for the class name")
     seen: dict[str, str] = {}

@@ -18,6 +18,7 @@ from engine.boxes import keep_only
 from engine.boxes.cache import FeatureCache, cache_folder, contents_of
 from engine.boxes.image_tower import ImageTower
 from engine.boxes.precision import computing, precision_of
+from engine.boxes.prompt_tokens import spelled
 from engine.boxes.text_tower import TextTower
 from engine.core import GIVES, Array, BoxSpec, ImageSource, Outputs, Prompts, TextSpec, Work
 from engine.errors import RecipeError, RefusedError, TaskError
@@ -92,7 +93,7 @@ class ClipBox:
         gives: What it may give back; None: all that a CLIP can, features the richest.
         device: Where to compute, in torch's words.
         identity: What else must agree for an artifact to mean the same: weights hash, model, activation.
-        vocabulary: Token ids that the model was trained on, where known; None: all.
+        vocabulary: Token ids that the model was trained on, where known; None: all. The tokenizer must decode them.
         precision: One of `precision.PRECISIONS`.
         clip: Clip the sum of an image and a pixel frame to [0, 1], as an API that takes 8-bit images does.
         cache: Keep image features on disk (cache.py), where KEYHOLE_CACHE does not forbid it.
@@ -130,7 +131,7 @@ class ClipBox:
         # A bias (SigLIP) is the same for all classes of a row: softmax and argmax do not see it.
         self._template_features: Array | None = None
         self._total = Work(sequences=self.text_tower.sequences, image_encodes=self.image_tower.encodes)
-        text = self._text_spec(vocabulary)
+        text = self._text_spec(vocabulary, tokenizer)
         self.spec = BoxSpec(
             uri=uri,
             gives=frozenset(GIVES) if gives is None else gives,
@@ -154,7 +155,7 @@ class ClipBox:
         self._cached = cache
         self._cache: FeatureCache | None = None
 
-    def _text_spec(self, vocabulary: frozenset[int] | None) -> TextSpec | None:
+    def _text_spec(self, vocabulary: frozenset[int] | None, tokenizer: Any) -> TextSpec | None:
         context = self.text_tower.template_context
         if context is None:
             return None
@@ -162,7 +163,10 @@ class ClipBox:
         own = hasattr(tower, "token_embedding")
         table = (tower.token_embedding if own else tower.transformer.get_input_embeddings()).weight
         rows = table if vocabulary is None else table[sorted(vocabulary)]
-        return TextSpec(context=_numpy(context), sigma=float(self.text_tower.sigma), vocabulary=_numpy(rows))
+        words = None if vocabulary is None else spelled(tokenizer, vocabulary)
+        return TextSpec(
+            context=_numpy(context), sigma=float(self.text_tower.sigma), vocabulary=_numpy(rows), words=words
+        )
 
     @torch.inference_mode()
     def stage(self, source: ImageSource) -> StagedImages:

@@ -54,7 +54,10 @@ SHORT = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Sketch:
-    """Our table search: Gauss-Newton on all answers at once, with a Jacobian learned from every one of them."""
+    """Keyhole's own: uses all scores, so needs fewest queries.
+
+    Gauss-Newton on all answers at once, with a Jacobian learned from every one of them.
+    """
 
     k: Count = 8
     """Probes a round."""

@@ -24,7 +24,9 @@ TRIES = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
-    """Templates in words, recombined: each child takes every slot from one of two good parents, or from the pool.
+    """Templates in plain words, for boxes that take only words.
+
+    Templates in words, recombined: each child takes every slot from one of two good parents, or from the pool.
 
     First the pool of whole templates is evaluated, then generations of `popsize` children of the `popsize` best so far.
     Only ranks count, so that labels are enough. Where the box gives features, the deployed classifier mixes all the

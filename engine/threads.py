@@ -16,6 +16,7 @@ from threadpoolctl import ThreadpoolController
 
 Item = TypeVar("Item")
 
+
 @lru_cache(maxsize=1)
 def _pools(num_modules: int) -> ThreadpoolController:
     """The thread pools of this process. A look takes milliseconds; only an import can have loaded another."""

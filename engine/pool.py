@@ -21,6 +21,7 @@ import numpy as np
 from engine.core import Array, BoxSpec, Reply
 from engine.errors import BoxError, KeyholeError, RecipeError
 from engine.problem import Problem, ProblemSpec, join
+from engine.ray_start import check_room, keeping_sigterm
 from engine.threads import limited
 
 log = logging.getLogger(__name__)
@@ -154,7 +155,8 @@ class RayPool:
         self.chunk = chunk
         self.timeout_s = timeout_s
         self.mixed = mixed
-        self._ray, self._own_cluster = _connect(workers, cpus)
+        with keeping_sigterm():
+            self._ray, self._own_cluster = _connect(workers, cpus)
         self._make = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Worker).remote
         self._spec = self._ray.put(spec)
         self._load: dict[Any, int] = {}
@@ -167,6 +169,7 @@ class RayPool:
         self._chunk_s = math.inf
         """Shortest time from sending a chunk to its answer."""
         try:
+            check_room(cpus, gpus, own=self._own_cluster)
             for _ in range(workers):
                 self._hire()
             self._identity = self._first_fingerprint()

@@ -14,7 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, TextIO
 
 import click
@@ -27,43 +27,42 @@ DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errn
 
 
 class Answer:
-    """Of one command. `stream` is where its object goes: None where nobody asked for one."""
+    """Of one command. `asked`: for an object; `stream`: where that goes, None where there is no stdout."""
 
-    def __init__(self, stream: TextIO | None) -> None:
-        self.stream = stream
+    def __init__(self, asked: bool, stream: TextIO | None = None) -> None:
+        self.asked, self.stream = asked, stream
         self.given = False
 
     def give(self, facts: Mapping[str, Any]) -> None:
-        """Write the object."""
-        assert self.stream is not None and not self.given, "a command answers once, if asked to"
+        """Write the object. Raises KeyholeError where nobody takes it."""
+        assert self.asked and not self.given, "a command answers once, if asked to"
         self.given = True
-        print(json.dumps(_plain(facts), allow_nan=False), file=self.stream, flush=True)
+        try:
+            if self.stream is not None:
+                print(json.dumps(_plain(facts), allow_nan=False), file=self.stream, flush=True)
+        except OSError as error:
+            assert self.stream is not None
+            _to_nowhere(self.stream)
+            raise KeyholeError(f"the object could not be written to stdout: {error.strerror}") from error
 
     def fail(self, message: str, code: int) -> int:
-        """Say on one line why the command ended, as its object or on stderr; returns the exit code."""
-        message = " ".join(message.split("\n"))
-        if self.stream is None:
-            click.echo(f"error: {message}", err=True)
-        elif not self.given:
-            self.give({"error": message})
+        """Say why the command ended, as its object or on stderr; returns the exit code."""
+        if self.asked and not self.given:
+            try:
+                self.give({"error": message})
+                return code
+            except KeyholeError as error:
+                message = f"{message} ({error})"
+        click.echo(f"error: {message}", err=True)
         return code
 
     def run(self, command: Callable[[], Any]) -> int:
         """Run a command; its exit code, after saying why where it failed."""
-        stream = self.stream or sys.stdout
-        try:
-            code = self._run(command)
-            if stream is not None:
-                stream.flush()
-            return code
-        except OSError as error:
-            if not _is_lost(stream):
-                raise
-            return _lost(stream, error)
-
-    def _run(self, command: Callable[[], Any]) -> int:
+        stdout = sys.stdout
         try:
             code = command()
+            if sys.stdout is not None:
+                sys.stdout.flush()
             return code if isinstance(code, int) else 0
         except click.exceptions.Exit as error:
             return error.exit_code
@@ -74,14 +73,16 @@ class Answer:
         except KeyholeError as error:
             return self.fail(str(error), error.exit_code)
         except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 0 if error.code is None else BUG
-            return self.fail(f"ended with {error.code}", code) if code else 0
+            code = error.code if isinstance(error.code, int) else BUG
+            if not code or sys.stdout is not stdout:  # click has put another in its place: nobody reads on
+                return code
+            return self.fail(f"ended with exit code {code}; stderr may say why", code)
         except Exception as error:
-            if _is_lost(self.stream or sys.stdout):
-                raise
             if isinstance(error, OSError) and error.errno in DISK:
-                return self.fail(f"{error.filename or 'a file'}: {error.strerror}; free or name another place", MISTAKE)
-            if self.stream is None:
+                if error.filename is None and sys.stdout is not None and not self.asked:
+                    _to_nowhere(sys.stdout)  # it may have been this that could not be written, and is flushed at exit
+                return self.fail(f"{error.filename or 'output'}: {error.strerror}; make room or name another", MISTAKE)
+            if not self.asked:
                 raise
             traceback.print_exc()
             return self.fail(f"{type(error).__name__}: {error} (a bug in Keyhole; see the traceback on stderr)", BUG)
@@ -97,11 +98,11 @@ def answering(as_json: bool, *, process: bool) -> Iterator[Answer]:
             Otherwise `sys.stdout` alone is another in the meantime.
     """
     if not as_json:
-        yield Answer(None)
+        yield Answer(asked=False)
         return
     stream = _own_stdout() if process else sys.stdout
     with redirect_stdout(sys.stderr):
-        yield Answer(stream or open(os.devnull, "w", encoding="utf-8"))
+        yield Answer(asked=True, stream=stream)
 
 
 def _own_stdout() -> TextIO | None:
@@ -110,32 +111,17 @@ def _own_stdout() -> TextIO | None:
         stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     except OSError:
         return None
-    try:
+    with suppress(OSError):  # no stderr
         os.dup2(2, 1)
-    except OSError:  # no stderr either
-        _to_nowhere(1)
     return stream
 
 
-def _is_lost(stream: TextIO | None) -> bool:
+def _to_nowhere(stream: TextIO) -> None:
+    """Let what is still to be written to a broken stream be lost without another error."""
     try:
-        if stream is not None:
-            stream.flush()
+        descriptor = stream.fileno()
     except (OSError, ValueError):
-        return True
-    return False
-
-
-def _lost(stream: TextIO | None, error: OSError) -> int:
-    """The end of a command whose reader has gone, or whose stdout is full: the exit code."""
-    if stream is not None:
-        _to_nowhere(stream.fileno())  # Python flushes at exit, and would fail once more
-    if not isinstance(error, BrokenPipeError):  # then nobody reads on, which is no error
-        click.echo(f"error: the output could not be written to stdout: {error.strerror}", err=True)
-    return BUG
-
-
-def _to_nowhere(descriptor: int) -> None:
+        return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)

@@ -13,6 +13,7 @@ Knows nothing of what the settings do and of where their values come from.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import types
@@ -23,8 +24,8 @@ from typing import Annotated, Any
 
 from engine.errors import RecipeError, shown
 
-LONGEST_TEXT = 1000
-"""Characters of a setting that is text, at most."""
+LONGEST_NAME, LONGEST_URI = 100, 1000
+"""Characters of a setting that is a word, and of one that may be a path."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ def check(settings: Any, where: str = "") -> None:
         where: stands before a field's name in the message.
     """
     kind: type = type(settings)
-    for name, limits in _declared(kind).items():
+    declared = ranges(kind)
+    for field in dataclasses.fields(kind):
+        name, limits = field.name, declared.get(field.name)
         found = getattr(settings, name)
         for value in found if isinstance(found, tuple) else (found,):
             if isinstance(value, bool) or not isinstance(value, int | float):
@@ -85,11 +88,12 @@ def check(settings: Any, where: str = "") -> None:
                 raise RecipeError(f"{where}{name}={shown(value)} must be {limits}")
 
 
-def typed(value: Any, kind: Any, name: str) -> Any:
+def typed(value: Any, kind: Any, name: str, longest: int = LONGEST_NAME) -> Any:
     """A value as a field's type allows. Whole numbers pass for floats; nothing else is converted.
 
     Args:
         kind: a class, a union of classes, or anything else (`Any`, a protocol's alias), which allows every value.
+        longest: characters of a text, at most.
 
     >>> typed(1, float | None, "radius")
     1.0
@@ -107,8 +111,8 @@ def typed(value: Any, kind: Any, name: str) -> Any:
     if not allowed:
         names = " or ".join(_NAMES.get(each, each.__name__) for each in kinds)
         raise RecipeError(f"{name}={shown(value)} is a {type(value).__name__}; it must be {names}")
-    if isinstance(value, str) and (len(value) > LONGEST_TEXT or any(ord(c) < 32 or c == "\x7f" for c in value)):
-        raise RecipeError(f"{name}={shown(value)} must be one line of at most {LONGEST_TEXT} characters")
+    if isinstance(value, str) and (len(value) > longest or any(ord(c) < 32 or c == "\x7f" for c in value)):
+        raise RecipeError(f"{name}={shown(value)} must be one line of at most {longest} characters")
     if isinstance(value, int) and int not in kinds and bool not in kinds:
         try:
             return float(value)
@@ -125,9 +129,11 @@ def _number(value: float) -> str:
 
 
 @functools.cache
-def _declared(kind: type) -> dict[str, Range | None]:
-    """Field -> its range, None where none is declared."""
-    return {name: _range_of(hint) for name, hint in typing.get_type_hints(kind, include_extras=True).items()}
+def ranges(kind: type) -> dict[str, Range]:
+    """The ranges that the fields of a dataclass declare."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    found = {field.name: _range_of(hints[field.name]) for field in dataclasses.fields(kind)}
+    return {name: limits for name, limits in found.items() if limits is not None}
 
 
 def _range_of(hint: Any) -> Range | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from engine import search
 from engine.errors import RecipeError, nearest, shown
-from engine.settings import Count, Positive, Seed, Steps, check, typed
+from engine.settings import LONGEST_URI, Count, Positive, Seed, Steps, check, typed
 from tuning import queryless, settings_text
 from tuning.recipe import make_recipe
 from tuning.spaces import Space, applied, crossed, in_words, split_spaces
@@ -145,11 +145,11 @@ def make_comparison(
 def _typed(value: Any, kind: Any, key: str) -> Any:
     """The value as its field's type; where that is a tuple, one item may stand for itself."""
     if typing.get_origin(kind) is not tuple:
-        return typed(value, kind, key)
+        return typed(value, kind, key, LONGEST_URI)
     items = value if isinstance(value, (list, tuple)) else [value]
     each = typing.get_args(kind)[0]
     try:
-        return tuple(typed(item, each, key) for item in items)
+        return tuple(typed(item, each, key, LONGEST_URI) for item in items)
     except RecipeError:
         hint = "; quote what ends in a colon" if any(isinstance(item, dict) for item in items) else ""
         raise RecipeError(f"{key}={shown(value)} must be a list of {each.__name__}{hint}") from None

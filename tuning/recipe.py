@@ -14,10 +14,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from engine.errors import RecipeError, nearest, shown
-from engine.settings import HUGE, MANY, Count, Positive, Range, Seed, Steps, Weight, check, typed
+from engine.settings import (
+    HUGE,
+    LONGEST_NAME,
+    LONGEST_URI,
+    MANY,
+    Count,
+    Positive,
+    Range,
+    Seed,
+    Steps,
+    Weight,
+    check,
+    typed,
+)
 from tuning import settings_text
 
 HALVES = ("all", "base", "new")
+URIS = ("task", "box", "start")
+"""Settings that may hold a path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +204,7 @@ def _build(kind: type, settings: Mapping[str, Any], where: str) -> Any:
 def _value(value: Any, kind: Any, key: str) -> Any:
     """The value as its field's type."""
     if not dataclasses.is_dataclass(kind) or isinstance(value, kind):
-        return typed(value, kind, key)
+        return typed(value, kind, key, LONGEST_URI if key in URIS else LONGEST_NAME)
     if isinstance(value, str) and "name" in {f.name for f in dataclasses.fields(kind)}:
         value = {"name": value}
     if not isinstance(value, Mapping):

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -37,7 +37,7 @@ from engine.core import Array, Feedback, Needs, Outputs
 from engine.errors import ArtifactError, RecipeError, RefusedError
 from engine.search.solver import Paid, Target, mean_loss, solve
 from engine.search.tables import Features, Scores, Table
-from engine.settings import Count, Positive, ShareBelowOne, Steps, Weight, check
+from engine.settings import Count, Positive, Range, ShareBelowOne, Steps, Weight, check
 
 Parts = dict[str, Array]
 """A table, or a stack of them, by what it holds: `scores`, or `text` and `image` features."""
@@ -63,9 +63,9 @@ class Sketch:
     """Probes a round."""
     memory: Count = 128
     """Secants remembered."""
-    radii: Count = 2
+    radii: Annotated[int, Range(1, 100)] = 2
     """Candidates tested at once, of different damping."""
-    spread: Positive = 2.5
+    spread: Annotated[float, Range(1.0, 1000.0)] = 2.5
     """Factor between the damping of neighbouring candidates."""
     h: Positive = 0.02
     """Length of a probe, as a share of the size of the whole prompt, template and theta."""

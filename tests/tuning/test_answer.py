@@ -102,9 +102,7 @@ def test_a_command_interrupted_before_it_began_to_count(tmp_path, number):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_comparison_says_where_to_go_on(tmp_path, number):
     settings = ("--tasks", "toy:", "--boxes", "toy:", "--methods", "momentum", "--seeds", "1,2", "--budget", "100000")
-    process = begun(
-        tmp_path, "compare", *settings, "checkpoint_s=0.01", "--parallel", "0", "--out", "c", "--json"
-    )
+    process = begun(tmp_path, "compare", *settings, "checkpoint_s=0.01", "--parallel", "0", "--out", "c", "--json")
     until(lambda: any(rounds(run, 5) for run in (tmp_path / "c" / "trials").glob("*")), process)
     process.send_signal(number)
     code, answer, _ = ended(process)

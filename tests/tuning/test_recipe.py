@@ -1,3 +1,4 @@
+import math
 import time
 
 import mutations
@@ -9,9 +10,11 @@ from hypothesis import strategies as st
 
 from engine import search
 from engine.errors import KeyholeError, RecipeError
+from engine.settings import ranges
 from tuning import queryless
 from tuning.protocol import make_comparison, trials_of
 from tuning.recipe import Recipe, load_recipe, make_recipe
+from tuning.run import Tuning
 
 FULL = make_recipe(
     {
@@ -251,6 +254,25 @@ def test_every_number_of_every_method_is_finite_and_in_its_range(name):
             with pytest.raises(RecipeError, match=field) as raised:
                 search.make(name, {field: wrong})
             assert a_sentence(raised.value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_runs_at_both_ends_of_every_range(tmp_path, name):
+    ends = {
+        (field, end): limits
+        for field, limits in ranges(type(search.make(name))).items()
+        for end in {limits.least, math.nextafter(limits.most, 0) if limits.below else limits.most}
+    }
+    finished = 0
+    for number, (field, end) in enumerate(ends):
+        settings = {"task": "toy:", "box": "toy:", "shots": 2, "budget": 12, "method": {"name": name, field: end}}
+        try:
+            for _ in Tuning(make_recipe(settings), tmp_path / str(number)):
+                pass
+            finished += 1
+        except KeyholeError as error:
+            assert a_sentence(error)
+    assert finished or name == "words", "whose box accepts words"
 
 
 def test_the_page_lists_every_key_with_its_default():

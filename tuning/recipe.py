@@ -118,7 +118,7 @@ class Recipe:
     """Most candidates a round; null: as the method likes."""
     rows: Steps | None = None
     """Images a round; null: the whole few-shot set."""
-    looks: Steps = 20
+    looks: Count = 20
     """How often the validation split is read to select what is kept."""
     workers: Annotated[int, Range(0, 1000)] = 0
     """Ray actors; 0: in this process, without Ray."""

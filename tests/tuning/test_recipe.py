@@ -290,7 +290,8 @@ def test_the_page_lists_every_key_with_its_default():
                 default = (
                     {"None": "null"}.get(str(field.default), str(field.default).lower()) if plain else field.default
                 )
-                yield f"| `{prefix}{field.name}` | `{default}` |"
+                limits = ranges(kind).get(field.name)
+                yield f"| `{prefix}{field.name}` | `{default}` |{f' {limits}' if limits else ''} |"
 
     missing = [row for row in rows(Recipe) if row not in page]
     assert not missing

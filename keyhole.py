@@ -15,7 +15,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -29,7 +29,6 @@ from tuning.answer import INTERRUPTED, Answer, answering
 if TYPE_CHECKING:
     from engine.artifact import Artifact
     from engine.core import BlackBox, Task
-    from engine.loop import Step
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -140,6 +139,7 @@ def tune_command(
     KEY=VALUE sets anything else: docs/recipe.md lists all keys with their defaults.
     """
     from tuning import folder
+    from tuning.progress import Progress
     from tuning.recipe import load_recipe, make_recipe
     from tuning.run import Tuning
 
@@ -151,9 +151,6 @@ def tune_command(
         if (resume / folder.RESULT).exists():
             _print_result(json.loads((resume / folder.RESULT).read_text(encoding="utf-8")), resume, as_json)
             return
-        if not (resume / folder.RECIPE).is_file():
-            raise RecipeError(f"--resume {resume}: no run was begun there (it holds no {folder.RECIPE}); name the "
-                              "folder that the run wrote, the --out of its command")  # fmt: skip
         base = load_recipe(resume / folder.RECIPE)
     files = [word for word in settings if "=" not in word]
     if len(files) > 1:
@@ -166,17 +163,23 @@ def tune_command(
     if plan:
         from tuning.plan import plan as planned
 
-        _print(planned(recipe), as_json)
+        with Progress():
+            facts = planned(recipe)
+        _print(facts, as_json)
         return
-    tuning = Tuning(recipe, resume or out or folder.default_path(recipe), resume=resume is not None)
+    tuning = None
     try:
-        with _interruptible() as interrupted, _progress(recipe.budget) as show:
+        with _interruptible() as interrupted, Progress(recipe.budget) as progress:
+            tuning = Tuning(recipe, resume or out or folder.default_path(recipe), resume=resume is not None)
             for step in tuning:
-                show(step)
+                progress.step(step)
                 if interrupted.is_set():
                     tuning.checkpoint()
-                    raise KeyboardInterrupt
-    except KeyboardInterrupt:
+                    break
+    except KeyboardInterrupt:  # the second one
+        if tuning is None:
+            raise
+    if not tuning.result:
         _interrupted("tune", tuning.out, as_json)
     _print_result(tuning.result, tuning.out, as_json)
 
@@ -185,15 +188,24 @@ def tune_command(
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--task", help="Another task than it was tuned on.")
 @click.option("--box", help="Another box than it was tuned on.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda: also another than it was tuned on.")
+@click.option(
+    "--test-images", type=int, help="Read so many of the test images, drawn by the artifact's seed; else all."
+)
 @as_json
-def eval_command(run_folder: Path, task: str | None, box: str | None, as_json: bool) -> None:
+def eval_command(
+    run_folder: Path, task: str | None, box: str | None, device: str, test_images: int | None, as_json: bool
+) -> None:
     """Read the test accuracy of a finished run.
 
     On its own task and box, or on others.
     """
     from tuning.evaluate import evaluate
+    from tuning.progress import Progress
 
-    _print(evaluate(load(run_folder), task_uri=task, box_uri=box), as_json)
+    with Progress():
+        facts = evaluate(load(run_folder), task_uri=task, box_uri=box, device=device, test_images=test_images)
+    _print(facts, as_json)
 
 
 @cli.command("compare", cls=_Configured, settings="tuning.protocol:Comparison")
@@ -355,7 +367,8 @@ def _print_result(result: Mapping[str, Any], out: Path, as_json: bool) -> None:
         return
     click.echo(
         f"{result['task']} on {result['box']}, {result['method']}, {result['shots']} shots, seed {result['seed']}\n"
-        f"test accuracy  {result['zero_shot_accuracy']:.4f} zero-shot  ->  {result['accuracy']:.4f} tuned\n"
+        f"test accuracy  {result['zero_shot_accuracy']:.4f} zero-shot  ->  {result['accuracy']:.4f} tuned"
+        f"{_part(result)}\n"
         f"cost           {result['evaluations']:.1f} evaluations = {result['pairs']:,} prompt-image pairs "
         f"(+ {result['test_pairs']:,} for the final test), {result['sequences']:,} text sequences, "
         f"{result['image_encodes']:,} image encodes, {result['seconds']:.1f} s\n"
@@ -363,38 +376,10 @@ def _print_result(result: Mapping[str, Any], out: Path, as_json: bool) -> None:
     )
 
 
-@contextmanager
-def _progress(budget: float) -> Iterator[Callable[[Step], None]]:
-    """A bar on a terminal, a line at each validation look elsewhere; always on stderr."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        form = "{l_bar}{bar}| {n:.0f}/{total:.0f} evaluations [{elapsed}<{remaining}, {rate_fmt}]{postfix}"
-        with tqdm(total=budget, bar_format=form, unit="ev") as bar:
-
-            def advance(step: Step) -> None:
-                bar.set_postfix(
-                    loss=f"{step.loss:.4f}", best=f"{step.best_loss:.4f}", val=f"{step.best.val_accuracy:.3f}",
-                    refresh=False,
-                )  # fmt: skip
-                bar.update(step.evaluations - bar.n)
-
-            yield advance
-        return
-
-    def line(step: Step) -> None:
-        if step.look is None:
-            return
-        rate = step.evaluations / max(step.seconds, 1e-9)
-        left = (budget - step.evaluations) / max(rate, 1e-9)
-        click.echo(
-            f"evaluations {step.evaluations:7.1f} of {budget:g}  loss {step.loss:.4f}  best {step.best_loss:.4f}  "
-            f"val loss {step.look.val_loss:.4f}  val accuracy {step.look.val_accuracy:.4f}  "
-            f"{rate:.0f}/s  {left:.0f} s left",
-            err=True,
-        )
-
-    yield line
+def _part(result: Mapping[str, Any]) -> str:
+    """How much of the test split an accuracy is of, where it is not all of it."""
+    read, of = result.get("test_images"), result.get("test_images_of")
+    return "" if read == of else f", on {read:,} of {of:,} test images"
 
 
 @contextmanager
@@ -408,7 +393,8 @@ def _interruptible(
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        click.echo(f"\n{promise}", err=True)
+        # On a terminal a bar, and the terminal's own ^C, stand on the line.
+        click.echo(("\n" if sys.stderr.isatty() else "") + promise, err=True)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

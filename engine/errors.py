@@ -54,6 +54,11 @@ class TransientBoxError(BoxError):
     """A box that failed for now: whoever asked may ask again."""
 
 
+def extra(name: str) -> str:
+    """What to do about an optional extra that is missing, for a message. Keyhole is in no package index."""
+    return f"in Keyhole's checkout: pip install -e '.[{name}]'"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for a message: `, did you mean 'x'?` where one of `known` resembles `word`, else ''."""
     if len(word) > LONGEST_VALUE:  # difflib takes seconds for a long one

@@ -1,5 +1,9 @@
 """Bytes and files -> RGB arrays -> pixels in [0, 1]: the one preprocessing that tuning and serving share.
 
+Images are decoded one at a time and shrunk at once, so that full-size ones never lie in memory together. They are
+decoded at full size: JPEG's draft mode, which decodes at 1/2 to 1/8, is faster but not open_clip's preprocessing
+(docs/boxes.md has the numbers).
+
 Letters in shapes: n images, H image side in pixels, h and w the sides of an image as it came.
 Knows nothing of models, tasks or of what the pixels are used for.
 """
@@ -8,16 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from engine.core import Array
+from engine.core import Array, ImageSource, Subset
 from engine.errors import RecipeError, TaskError
+from engine.phases import advance, phase
 
 MAX_BYTES = 64 * 2**20
 """An encoded image above this is refused unread."""
@@ -40,20 +47,7 @@ def read_image(path: str | Path) -> Array:
     Raises:
         TaskError: The file is missing, unreadable, too large, corrupt or no image; the message names it.
     """
-    return decode(_bytes(path), str(path))
-
-
-def _bytes(path: str | Path) -> bytes:
-    """A file's content. Raises TaskError where it is missing, unreadable or too large."""
-    try:
-        size = Path(path).stat().st_size
-        if size > MAX_BYTES:
-            raise TaskError(f"{path}: {size} bytes, and an image may have {MAX_BYTES} at most; shrink or remove it")
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise TaskError(f"{path}: no such image file; restore it or remove it from the task") from None
-    except OSError as error:
-        raise TaskError(f"{path}: cannot be read ({error.strerror or error}); check the file") from None
+    return _read(path).decode()
 
 
 def decode(data: bytes, name: str) -> Array:
@@ -69,18 +63,79 @@ def decode(data: bytes, name: str) -> Array:
     Raises:
         TaskError: The bytes are too many, too large an image, corrupt, truncated or no image.
     """
-    if len(data) > MAX_BYTES:
-        raise TaskError(f"{name}: {len(data)} bytes, and an image may have {MAX_BYTES} at most; shrink or remove it")
+    return Encoded(data, name).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An encoded image: the content of a file, or what a client sent."""
+
+    data: bytes
+    name: str
+    """What a message calls it."""
+
+    def image(self) -> Image.Image:
+        """The image, upright, as 8-bit RGB. Raises TaskError as `decode` says."""
+        with _readable(io.BytesIO(self.data), len(self.data), self.name) as image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)  # a copy would double what a large photo takes
+            return _rgb(image, self.name)
+
+    def decode(self) -> Array:
+        """`(h, w, 3)` uint8 RGB. Raises TaskError as `decode` says."""
+        return np.asarray(self.image())
+
+
+def check(file: BinaryIO, size: int, name: str) -> None:
+    """Whether an image can be read, from its header and its end: decoded only where these leave a doubt.
+
+    Finds what is empty, no image, too large or cut short; damage in the middle shows when the image is decoded.
+
+    Args:
+        file: Open at its beginning.
+        size: Its length in bytes.
+        name: What a message calls it.
+
+    Raises:
+        TaskError: It cannot be read.
+    """
+    with _readable(file, size, name) as image:
+        kind = image.format or ""
+        file.seek(max(0, size - _TAIL))
+        if not _ENDS.get(kind, _unknown)(file.read(_TAIL)):
+            file.seek(0)
+            with Image.open(file) as again:
+                again.load()
+
+
+_TAIL = 64
+"""Last bytes of a file that are looked at."""
+_ENDS: dict[str, Callable[[bytes], bool]] = {
+    "JPEG": lambda tail: b"\xff\xd9" in tail,
+    "PNG": lambda tail: b"IEND" in tail,
+    "GIF": lambda tail: tail.endswith(b";"),
+}
+"""Format -> whether these are the last bytes of a whole file."""
+
+
+def _unknown(tail: bytes) -> bool:
+    return False
+
+
+@contextmanager
+def _readable(file: BinaryIO, size: int, name: str) -> Iterator[Image.Image]:
+    """An image opened and not decoded yet, within the limits. All that fails in the block is a TaskError."""
+    if size > MAX_BYTES:
+        raise _too_long(name, size)
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(file) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise TaskError(
                     f"{name}: {width} x {height} pixels, and an image may have {MAX_PIXELS} at most; "
                     "shrink or remove it"
                 )
-            image.load()
-            return np.asarray(_rgb(ImageOps.exif_transpose(image), name))
+            yield image
     except TaskError:
         raise
     except Image.DecompressionBombError as error:
@@ -88,8 +143,32 @@ def decode(data: bytes, name: str) -> Array:
     except Exception as error:  # Pillow's decoders fail with OSError, SyntaxError, struct.error, zlib.error and others
         reason = str(error).replace(repr(error), "") or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
-            reason = "no known image format" if data else "it is empty"
+            reason = "no known image format" if size else "it is empty"
         raise TaskError(f"{name}: not a readable image ({reason}); repair or remove it") from error
+
+
+def _too_long(name: str, size: int) -> TaskError:
+    return TaskError(f"{name}: {size} bytes, and an image may have {MAX_BYTES} at most; shrink or remove it")
+
+
+def _read(path: str | Path) -> Encoded:
+    """A file's content. Raises TaskError where it is missing, unreadable or too large."""
+    with _file(path) as (file, size):
+        if size > MAX_BYTES:
+            raise _too_long(str(path), size)
+        return Encoded(file.read(), str(path))
+
+
+@contextmanager
+def _file(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
+    """An open file and its length in bytes. Raises TaskError where it is missing or unreadable."""
+    try:
+        with open(path, "rb") as file:
+            yield file, os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise TaskError(f"{path}: no such image file; restore it or remove it from the task") from None
+    except OSError as error:
+        raise TaskError(f"{path}: cannot be read ({error.strerror or error}); check the file") from None
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
@@ -108,32 +187,94 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def digest(image: Array) -> str:
-    """SHA-256 (hex) of an array's shape, type and content: a cache's key for one image.
+def digest(image: Array | Encoded) -> str:
+    """What tells one image from all others: SHA-256 (hex) of its encoded bytes, or of an array's shape, type, content.
 
     >>> digest(np.zeros((2, 3, 3), np.uint8)) == digest(np.zeros((3, 2, 3), np.uint8))
     False
     """
+    if isinstance(image, Encoded):
+        return "encoded:" + hashlib.sha256(image.data).hexdigest()
     head = f"{image.dtype.str}{image.shape}".encode()
     return hashlib.sha256(head + np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
+class EncodedSource:
+    """An `ImageSource` whose images lie encoded: they are told apart and looked over without being decoded."""
+
+    __slots__ = ()
+
+    def fetch(self, row: int) -> Encoded:
+        """One image as it lies there. Raises TaskError naming it where that fails."""
+        raise NotImplementedError
+
+    def check(self, row: int) -> None:
+        """Raise TaskError naming the image of this row if its header or its end says that it cannot be read."""
+        found = self.fetch(row)
+        check(io.BytesIO(found.data), len(found.data), found.name)
+
+    def read(self, rows: Sequence[int]) -> list[Array]:
+        """uint8 RGB `(h, w, 3)` of these rows. Raises TaskError naming one that cannot be read."""
+        return [self.fetch(row).decode() for row in rows]
+
+
 @dataclass(frozen=True, slots=True)
-class Files:
-    """Images that lie in files: an `ImageSource`."""
+class Files(EncodedSource):
+    """Images that lie in files."""
 
     paths: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, rows: Sequence[int]) -> list[Array]:
-        """uint8 RGB `(h, w, 3)` of these rows. Raises TaskError naming a file that cannot be read."""
-        return [read_image(self.paths[row]) for row in rows]
+    def fetch(self, row: int) -> Encoded:
+        """A file's content. Raises TaskError naming a file that is missing, unreadable or too large."""
+        return _read(self.paths[row])
 
-    def digests(self, rows: Sequence[int]) -> list[str]:
-        """SHA-256 (hex) of these files' bytes: what tells images apart without decoding them. Raises TaskError."""
-        return [hashlib.sha256(_bytes(self.paths[row])).hexdigest() for row in rows]
+    def check(self, row: int) -> None:
+        """As `EncodedSource.check`; reads no more than a header and an end."""
+        with _file(self.paths[row]) as (file, size):
+            check(file, size, self.paths[row])
+
+
+def one_by_one(source: ImageSource, rows: Sequence[int]) -> Iterator[Array | Encoded]:
+    """The images of these rows, one at a time, encoded where they lie so. Raises TaskError naming one that fails."""
+    source, rows = _origin(source, rows)
+    for row in rows:
+        if isinstance(source, EncodedSource):
+            yield source.fetch(row)
+        else:
+            yield from source.read([row])
+
+
+def check_images(*sources: ImageSource) -> None:
+    """Look over all images that lie encoded. Raises TaskError naming the first that cannot be read."""
+    origins = [_origin(source, range(len(source))) for source in sources]
+    lying = [(source, row) for source, rows in origins if isinstance(source, EncodedSource) for row in rows]
+    if not lying:
+        return
+    with phase("checking images", len(lying)):
+        for number, (source, row) in enumerate(lying):
+            source.check(row)
+            if number % 100 == 0:
+                advance(number)
+
+
+def _origin(source: ImageSource, rows: Sequence[int]) -> tuple[ImageSource, Sequence[int]]:
+    """The source that these rows of a subset (of a subset ...) come from, and their rows there."""
+    while isinstance(source, Subset):
+        rows = [source.rows[row] for row in rows]
+        source = source.source
+    return source, rows
+
+
+def _upright(image: Array | Encoded) -> Image.Image:
+    """An image for Pillow to resize."""
+    if isinstance(image, Encoded):
+        return image.image()
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise TaskError(f"an image of {image.dtype} {image.shape}: uint8 (h, w, 3) is wanted; decode it first")
+    return Image.fromarray(np.ascontiguousarray(image))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,22 +305,20 @@ class Preprocess:
         if self.size < 1 or len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise RecipeError(f"{self}: it needs a size of 1 or more, three means and three positive deviations")
 
-    def pixels(self, images: Sequence[Array]) -> Array:
-        """Resize and crop. Not normalised.
+    def pixels(self, images: Iterable[Array | Encoded]) -> Array:
+        """Decode where needed, resize and crop, one image after the other. Not normalised.
 
         Args:
-            images: n arrays `(h, w, 3)` uint8 RGB of any size.
+            images: n encoded images, or arrays `(h, w, 3)` uint8 RGB, of any size.
 
         Returns:
             `(n, 3, H, H)` float32 in [0, 1].
+
+        Raises:
+            TaskError: An image cannot be decoded, or an array is of another type or shape.
         """
-        out = np.empty((len(images), 3, self.size, self.size), np.float32)
-        for row, image in enumerate(images):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise TaskError(f"an image of {image.dtype} {image.shape}: uint8 (h, w, 3) is wanted; decode it first")
-            fitted = self._fit(Image.fromarray(np.ascontiguousarray(image)))
-            out[row] = np.asarray(fitted, np.float32).transpose(2, 0, 1) / np.float32(255)
-        return out
+        rows = [np.asarray(self._fit(_upright(image)), np.float32).transpose(2, 0, 1) for image in images]
+        return np.stack(rows) / np.float32(255) if rows else np.empty((0, 3, self.size, self.size), np.float32)
 
     def _fit(self, image: Image.Image) -> Image.Image:
         """Resize and centre crop to H x H, with torchvision's and open_clip's rounding."""

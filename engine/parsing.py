@@ -41,7 +41,9 @@ def parse_uri(uri: str, what: str) -> tuple[str, str, dict[str, str]]:
     for part in query.split("&") if query else ():
         pair = parse_qsl(part, keep_blank_values=True)
         if len(pair) != 1 or not pair[0][0] or not pair[0][1]:
-            raise RecipeError(f"{what} {uri!r}: option {part!r}; options are written ?name=value&name=value")
+            raise RecipeError(
+                f"{what} {uri!r}: option {part!r}; options are written ?name=value&name=value, an & in a value %26"
+            )
         name, value = pair[0]
         if name in options:
             raise RecipeError(f"{what} {uri!r}: option {name!r} is given twice; give it once")

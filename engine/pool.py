@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections import deque
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +21,8 @@ import numpy as np
 
 from engine.core import Array, BoxSpec, Reply
 from engine.errors import BoxError, KeyholeError, RecipeError
-from engine.problem import Problem, ProblemSpec, join
+from engine.phases import phase
+from engine.problem import OpenBox, Problem, ProblemSpec, join
 from engine.ray_start import check_room, keeping_sigterm
 from engine.threads import limited
 
@@ -38,6 +40,8 @@ OPENING_S = 600.0
 """How long a worker may take to start and to open the box, which may mean reading gigabytes of weights."""
 STRAGGLER_S = 5.0
 """A chunk this late near a step's end is also given to an idle worker; the first answer counts."""
+RAYLET_S = 3.0
+"""Seconds between looks whether Ray itself still runs on this machine."""
 QUICK_S = 0.02
 """Chunks answered faster than this travel together, one call a worker: a call itself takes a millisecond or two."""
 
@@ -48,28 +52,43 @@ class Serial:
     Args:
         spec: the problem.
         chunk: candidates evaluated together; part of what "the same bits" means.
+        common: the box where it is open already.
     """
 
     workers = 0
 
-    def __init__(self, spec: ProblemSpec, *, chunk: int = 2) -> None:
+    def __init__(self, spec: ProblemSpec, *, chunk: int = 2, common: OpenBox | None = None) -> None:
         self.chunk = chunk
         self.threads = spec.threads
-        self.problem = Problem(spec)
-        self.describe = self.problem.describe
+        self.problem = Problem(spec, common)
+
+    def describe(self) -> tuple[BoxSpec, int, bool]:
+        """The box's spec, d, and whether validation is free."""
+        return self.problem.describe()
 
     def evaluate(self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False) -> Reply:
         """Losses of `(P, d)` candidates on these rows of a split (None: all)."""
         with limited(self.threads):
             return join([self.problem.evaluate(part, rows, split, table) for part in _chunks(thetas, self.chunk)])
 
-    def call(self, name: str, *args: Any) -> Any:
-        """Any other question to the problem: `image_features`, `decoded`, `cross_entropy`, ..."""
+    def read(self, theta: Array | None, split: str, *, whole: bool) -> Reply:
+        """The answer for one candidate, or for the template itself (None), on a whole split."""
         with limited(self.threads):
-            return getattr(self.problem, name)(*args)
+            return self.problem.read(theta, split, whole)
+
+    def decode(self, theta: Array) -> dict[str, Array]:
+        """The prompt of one candidate, as an artifact keeps it."""
+        with limited(self.threads):
+            return self.problem.decode(theta)
+
+    def templates(self) -> Array:
+        """`(T, d)` the whole templates of a prompt in words."""
+        return self.problem.templates()
 
     def fingerprint(self) -> dict[str, Any]:
-        return self.call("fingerprint")
+        """Device, builds and the bits of a canary."""
+        with limited(self.threads):
+            return self.problem.fingerprint()
 
     def close(self) -> None:
         """Nothing to end."""
@@ -155,7 +174,7 @@ class RayPool:
         self.chunk = chunk
         self.timeout_s = timeout_s
         self.mixed = mixed
-        with keeping_sigterm():
+        with phase("starting Ray"), keeping_sigterm():
             self._ray, self._own_cluster = _connect(workers, cpus)
         self._make = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Worker).remote
         self._spec = self._ray.put(spec)
@@ -166,13 +185,17 @@ class RayPool:
         self._described: tuple[BoxSpec, int, bool] | None = None
         self._images: dict[str, Array] = {}
         """Image features `(1, n, E)` of a split that no candidate moves: sent once, not with every chunk."""
+        self._encoded: set[str] = set()
+        """Splits that workers have begun to encode."""
+        self._raylet_seen = 0.0
         self._chunk_s = math.inf
         """Shortest time from sending a chunk to its answer."""
         try:
             check_room(cpus, gpus, own=self._own_cluster)
-            for _ in range(workers):
-                self._hire()
-            self._identity = self._first_fingerprint()
+            with phase(f"opening {spec.box} in {_count(workers)}"):
+                for _ in range(workers):
+                    self._hire()
+                self._identity = self._first_fingerprint()
         except BaseException:
             self.close()
             raise
@@ -184,7 +207,8 @@ class RayPool:
         each = -(-len(chunks) // self.workers) if self._chunk_s < QUICK_S else 1
         groups = [chunks[start : start + each] for start in range(0, len(chunks), each)]
         jobs = [_Job("evaluate", (group, known is not None, rows, split, table), chunks=len(group)) for group in groups]
-        retries, duplicates = self._dispatch(jobs)
+        with self._encoding(split):
+            retries, duplicates = self._dispatch(jobs)
         reply = replace(join([each for job in jobs for each in job.answer]), retries=retries, duplicates=duplicates)
         if not table or reply.outputs is None or not self.describe()[2]:
             return reply
@@ -195,16 +219,25 @@ class RayPool:
             self._images[split] = reply.outputs.image
         return reply
 
-    def call(self, name: str, *args: Any) -> Any:
-        """Any other question to the problem, answered by one worker."""
-        job = _Job("call", (name, *args))
-        self._dispatch([job])
-        return job.answer
+    def read(self, theta: Array | None, split: str, *, whole: bool) -> Reply:
+        """The answer for one candidate, or for the template itself (None), on a whole split."""
+        job = _Job("call", ("read", theta, split, whole))
+        with self._encoding(split):
+            retries, duplicates = self._dispatch([job])
+        return replace(job.answer, retries=retries, duplicates=duplicates)
+
+    def decode(self, theta: Array) -> dict[str, Array]:
+        """The prompt of one candidate, as an artifact keeps it."""
+        return self._one("decode", theta)
+
+    def templates(self) -> Array:
+        """`(T, d)` the whole templates of a prompt in words."""
+        return self._one("templates")
 
     def describe(self) -> tuple[BoxSpec, int, bool]:
         """The box's spec, d, and whether validation is free."""
         if self._described is None:
-            self._described = self.call("describe")
+            self._described = self._one("describe")
         return self._described
 
     def fingerprint(self) -> dict[str, Any]:
@@ -225,6 +258,17 @@ class RayPool:
             self._ray.shutdown()
 
     # -----------------------------------------------------------------------------------------------------------------
+
+    def _encoding(self, split: str) -> AbstractContextManager[None]:
+        """The phase in which workers encode a split, at its first use."""
+        new, self._encoded = split not in self._encoded, self._encoded | {split}
+        return phase(f"encoding {split} images in {_count(self.workers)}") if new else nullcontext()
+
+    def _one(self, name: str, *args: Any) -> Any:
+        """What one worker says to a question that costs nothing."""
+        job = _Job("call", (name, *args))
+        self._dispatch([job])
+        return job.answer
 
     def _hire(self) -> None:
         actor = self._make(self._spec)
@@ -257,6 +301,24 @@ class RayPool:
                 f"workers differ in {pairs}, so their answers would not be the same bits; "
                 "use nodes of one kind, or allow it with pool.mixed=true"
             )
+
+    def _check_raylet(self, now: float) -> None:
+        """Raise BoxError where Ray itself has ended on this machine; looked for every few seconds.
+
+        Workers outlive their raylet by some ten seconds; then Ray's own code ends this process without a word.
+        """
+        if now - self._raylet_seen < RAYLET_S:
+            return
+        self._raylet_seen = now
+        node = self._ray.get_runtime_context().worker.node
+        with socket.socket(socket.AF_UNIX) as raylet:
+            try:
+                raylet.connect(node.raylet_socket_name)
+            except OSError as error:
+                raise BoxError(
+                    "Ray's raylet on this machine has ended (killed, or out of memory?), and the workers with it; "
+                    "start Ray again if it was yours, then go on with --resume, perhaps with fewer --workers"
+                ) from error
 
     def _greet(self) -> None:
         """Take note of the workers that have opened the box meanwhile. One that died is found by its next call."""
@@ -306,6 +368,7 @@ class RayPool:
                         self._chunk_s = min(self._chunk_s, (time.monotonic() - flight.sent) / flight.job.chunks)
             now = time.monotonic()
             lost |= {flight.actor for flight in self._flying.values() if now > flight.deadline}
+            self._check_raylet(now)
             for actor in lost:
                 again = self._replace(actor)
                 retries += len(again)
@@ -353,6 +416,10 @@ class RayPool:
         return min(len(idle), len(late))
 
 
+def _count(workers: int) -> str:
+    return f"{workers} worker{'s' * (workers > 1)}"
+
+
 def _chunks(thetas: Array, chunk: int) -> list[Array]:
     return [thetas[start : start + chunk] for start in range(0, len(thetas), chunk)]
 
@@ -372,8 +439,9 @@ def reach(address: str) -> None:
         raise RecipeError(f"Ray address {address!r} must be HOST:PORT, as `ray start` prints it, or auto")
     try:
         socket.create_connection((host, int(port)), timeout=REACH_S).close()
-    except OSError as error:
-        raise BoxError(f"no Ray at {address} ({error.strerror or error}); check --address and RAY_ADDRESS") from error
+    except (OSError, OverflowError, UnicodeError) as error:  # nobody there; no such port; no such name
+        why = error.strerror if isinstance(error, OSError) else None
+        raise BoxError(f"no Ray at {address} ({why or error}); check --address and RAY_ADDRESS") from error
 
 
 def _connect(workers: int, cpus: float) -> tuple[Any, bool]:

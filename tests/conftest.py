@@ -19,6 +19,19 @@ PLUGINS = str(Path(__file__).parent / "plugins")  # what Ray's workers must be a
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PLUGINS, os.environ.get("PYTHONPATH")]))
 
 
+@pytest.fixture
+def command(capsys):
+    """The command line in this process: words in, (exit code, stdout, stderr) out."""
+    from keyhole import main
+
+    def run(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        return (ended.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def ray_local():
     """A local cluster with more logical CPUs than the machine has."""

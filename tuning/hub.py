@@ -6,7 +6,6 @@ test split. Knows nothing of shots, seeds, boxes or prompts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from engine.core import Array, Split, Task
-from engine.errors import RecipeError, TaskError
-from engine.images import decode
+from engine.errors import RecipeError, TaskError, extra
+from engine.images import Encoded, EncodedSource
 from tuning.layouts import DEFAULT_TEMPLATE, NO_IMAGES
 
 
@@ -60,7 +59,7 @@ def hub(
 
 
 @dataclass(frozen=True)
-class HubImages:
+class HubImages(EncodedSource):
     """An ImageSource over one split of a hub data set: travels as its name, opens where it is read."""
 
     name: str
@@ -76,7 +75,7 @@ class HubImages:
             import datasets
         except ImportError as error:
             raise RecipeError(
-                f"hf:{self.name} needs the package 'datasets', which is not installed; pip install 'keyhole[data]'"
+                f"hf:{self.name} needs the package 'datasets', which is not installed; {extra('data')}"
             ) from error
         try:
             opened = datasets.load_dataset(self.name, self.config, split=self.split)
@@ -109,11 +108,10 @@ class HubImages:
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "rows"}
 
-    def read(self, rows: Sequence[int]) -> list[Array]:
-        """uint8 RGB arrays `(h, w, 3)`. Raises TaskError naming the row that cannot be read."""
-        found = []
-        for row in rows:
-            cell = self.rows[int(row)][self.image]
-            data = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-            found.append(decode(data, f"hf:{self.name} {self.split}[{int(row)}]"))
-        return found
+    def fetch(self, row: int) -> Encoded:
+        """One image as the set holds it. Raises TaskError where it lies in a file that is gone."""
+        cell, name = self.rows[int(row)][self.image], f"hf:{self.name} {self.split}[{int(row)}]"
+        try:
+            return Encoded(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes(), name)
+        except OSError as error:
+            raise TaskError(f"{name}: {cell['path']} cannot be read ({error.strerror or error})") from None

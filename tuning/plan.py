@@ -5,20 +5,33 @@ Knows nothing of how methods search and of run folders.
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from engine import search
+from engine.boxes.cache import VARIABLE
+from engine.core import Split, Task
+from engine.phases import phase
 from engine.pool import Serial
-from tuning import queryless
+from tuning import budget, queryless
 from tuning.recipe import Recipe
-from tuning.run import problem_of, task_of
+from tuning.run import begin, problem_of, task_of
+
+TIMED = 16
+"""Images that a local box is timed on."""
 
 
 def plan(recipe: Recipe) -> dict[str, Any]:
-    """What a run would spend. Sends nothing; a local box is timed on this machine's own hardware."""
+    """What a run would spend. Sends nothing; a local box is timed on this machine, on a few images.
+
+    Seconds are those of images that no cache holds yet. Raises as a run does before its first query.
+    """
     task = task_of(recipe)
     method = None
     if queryless.is_queryless(recipe.method):
@@ -27,28 +40,77 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     else:
         method = search.make(recipe.method, recipe.options)
         evaluations = float(recipe.budget)
-    problem = problem_of(recipe, task, method)
     local = recipe.box.split(":", 1)[0] not in ("http", "https", "chat")
-    seconds = None
+    seconds: dict[str, float | None] = dict.fromkeys(("encoding_seconds", "seconds", "test_seconds"))
+    note = None
     if local:
-        serial = Serial(problem, chunk=recipe.pool.chunk)
-        thetas = np.zeros((recipe.pool.chunk, serial.describe()[1]), np.float32)
-        serial.evaluate(thetas)  # staging and first calls are not part of the rate
-        started = time.perf_counter()
-        for _ in range(3):
-            serial.evaluate(thetas)
-        each = (time.perf_counter() - started) / (3 * len(thetas))
-        seconds = round(each * evaluations / max(1, recipe.workers), 1)
+        few = {"train": _few(task.train), "val": _few(task.val), "test": _few(task.test)}
+        serial = Serial(replace(problem_of(recipe, task, method), splits=few), chunk=recipe.pool.chunk)
+        with phase("timing the box on a few images"), _uncached():
+            seconds = _seconds(serial, task, evaluations, max(1, recipe.workers))
+        if method is not None and budget.is_small(recipe):
+            spec, dim, free_looks = serial.describe()
+            sample = begin(budget.ample(recipe), method, spec, dim, serial)
+            note = budget.word(recipe, sample, train=len(task.train), val=0 if free_looks else len(task.val))
     return {
         "task": recipe.task,
         "box": recipe.box,
         "method": recipe.method,
         "training_images": len(task.train),
         "validation_images": len(task.val),
+        "test_images": len(task.test),
+        "test_images_of": task.test_of or len(task.test),
         "evaluations": evaluations,
         "pairs": int(evaluations * len(task.train)),
         "test_pairs": 2 * len(task.test),
-        "seconds": seconds,
+        **seconds,
         "cost": 0.0 if local else None,
         "images_go_to": "this cluster only" if local else recipe.box,
+        "note": note,
     }
+
+
+def _seconds(serial: Serial, task: Task, evaluations: float, workers: int) -> dict[str, float | None]:
+    """Expected seconds: to encode the training and validation images, to search, and of the final test read."""
+    thetas = np.zeros((serial.chunk, serial.describe()[1]), np.float32)
+    problem = serial.problem
+    problem.staged("val")  # first calls are not part of the rate
+    image = _timed(lambda: problem.staged("train")) / len(problem.spec.splits["train"])
+    serial.evaluate(thetas)
+    candidate = _timed(lambda: serial.evaluate(thetas), 3) / len(thetas)
+    moving = bool(problem.prompt.decode(thetas[:1]).needs() & {"pixels", "tokens"})
+    # Where a prompt moves images, each image is encoded again; else the text tower takes nearly all of the time.
+    each = candidate / len(problem.spec.splits["train"]) if moving else 0.0
+    whole = each * len(task.train) if moving else candidate
+    return {
+        "encoding_seconds": round(image * (len(task.train) + len(task.val)), 1),  # each worker encodes for itself
+        "seconds": round(whole * evaluations / workers, 1),
+        "test_seconds": round(image * len(task.test) + (each * len(task.test) if moving else 2 * candidate), 1),
+    }
+
+
+def _few(split: Split) -> Split:
+    """Evenly spaced images of a split, so that they are of several classes and sizes."""
+    return split.subset(np.unique(np.linspace(0, len(split) - 1, min(TIMED, len(split))).astype(int)))
+
+
+def _timed(work: Callable[[], object], times: int = 1) -> float:
+    """Seconds of one go."""
+    started = time.perf_counter()
+    for _ in range(times):
+        work()
+    return (time.perf_counter() - started) / times
+
+
+@contextmanager
+def _uncached() -> Iterator[None]:
+    """Without features from the disk, which would say nothing of how long encoding takes."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = "off"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before

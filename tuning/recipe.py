@@ -112,6 +112,8 @@ class Recipe:
     """Overrides the seed of the few-shot sample alone."""
     half: str = "all"
     """Classes: all, base (the first half) or new (the second)."""
+    test_images: Steps | None = None
+    """Images of the test split that are read, drawn by `data_seed`; null, or more than there are: all."""
     budget: Positive = 1000
     """Evaluations: one is one candidate on all training images."""
     batch: Steps | None = None

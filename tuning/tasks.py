@@ -24,6 +24,7 @@ import numpy as np
 
 from engine.core import Array, Split, Task
 from engine.errors import RecipeError, TaskError, nearest
+from engine.images import check_images
 from engine.noise import Purpose, rng
 from engine.parsing import parse_uri
 from tuning.degrade import TASK_OPTIONS, degraded, split_degradations
@@ -57,9 +58,12 @@ FORMS: dict[str, str] = {
 VAL_SHOTS = 4
 """Validation images a class, at most: CoOp's min(shots, 4)."""
 
+ON_DISK = frozenset({"folder", "coop"})
+"""Schemes whose rest is a path."""
 
-def load_task(uri: str, *, shots: int = 16, seed: int = 1, half: str = "all") -> Task:
-    """A task with its few-shot splits drawn.
+
+def load_task(uri: str, *, shots: int = 16, seed: int = 1, half: str = "all", test_images: int | None = None) -> Task:
+    """A task with its few-shot splits drawn, and its images looked over.
 
     Args:
         uri: `mini:NAME`, `toy:`, `folder:PATH`, `coop:PATH`, `hf:NAME` or `package.module:function[:REST]`, each with
@@ -68,13 +72,15 @@ def load_task(uri: str, *, shots: int = 16, seed: int = 1, half: str = "all") ->
         shots: training images a class, >= 1; validation takes min(shots, 4) a class besides.
         seed: which sample, >= 0.
         half: all classes, the base (first) or the new (second) half of them.
+        test_images: images of the test split, drawn by `seed`, >= 1; None, or more than there are: all.
 
     Returns:
         A Task whose train split has `shots * C` rows and whose val split has `min(shots, 4) * C`, class by class.
 
     Raises:
-        RecipeError: an unknown scheme, option or half; shots or seed out of range.
-        TaskError: data that cannot make this task, with the class or file named.
+        RecipeError: an unknown scheme, option or half; shots, seed or test_images out of range.
+        TaskError: data that cannot make this task, with the class or file named; an image of any split whose header or
+            end says that it cannot be read.
     """
     if shots < 1:
         raise RecipeError(f"{shots=}: a few-shot task needs at least 1 image a class; give shots of 1 or more")
@@ -82,12 +88,19 @@ def load_task(uri: str, *, shots: int = 16, seed: int = 1, half: str = "all") ->
         raise RecipeError(f"{seed=}: seeds are 0 or more")
     if half not in HALVES:
         raise RecipeError(f"{half=} is unknown; allowed are {', '.join(HALVES)}{nearest(half, HALVES)}")
-    return few_shot(halve(load_pool(uri), half), shots=shots, seed=seed)
+    return looked_over(part_of_test(few_shot(halve(load_pool(uri), half), shots=shots, seed=seed), test_images, seed))
 
 
-def load_pool(uri: str) -> Task:
-    """All of a task's images, before anything is drawn. Raises as `load_task` does."""
-    loader, rest, options = _resolve(split_degradations(uri)[0])
+def load_pool(uri: str, *, allow_code: bool = True) -> Task:
+    """All of a task's images, before anything is drawn.
+
+    Args:
+        uri: as of `load_task`.
+        allow_code: whether it may be `package.module:function`: only where the user typed it.
+
+    Raises as `load_task` does.
+    """
+    loader, rest, options = _resolve(split_degradations(uri)[0], allow_code)
     pool = replace(_call(loader, rest, options, uri), uri=uri)
     _check(pool)
     return pool
@@ -98,6 +111,29 @@ def few_shot(pool: Task, *, shots: int, seed: int) -> Task:
     train, val = few_shot_rows(pool, shots=shots, seed=seed)
     source = pool.val if len(pool.val) else pool.train
     return degraded(replace(pool, train=pool.train.subset(train), val=source.subset(val)), seed)
+
+
+def part_of_test(task: Task, number: int | None, seed: int) -> Task:
+    """The task with so many images of its test split, drawn by `seed`; None, or more than there are: all.
+
+    Raises RecipeError for a number below 1.
+    """
+    if number is not None and number < 1:
+        raise RecipeError(f"test_images={number} must be at least 1, or null for the whole test split")
+    total = len(task.test)
+    if number is None or number >= total:
+        return task
+    rows = np.sort(rng(seed, 0, Purpose.TEST).choice(total, number, replace=False))
+    return replace(task, test=task.test.subset(rows), test_of=total)
+
+
+def looked_over(task: Task) -> Task:
+    """The task, if the header and the end of every image say that it can be read; all that lie encoded are looked at.
+
+    Raises TaskError naming the first that cannot.
+    """
+    check_images(task.train.source, task.val.source, task.test.source)
+    return task
 
 
 def few_shot_rows(pool: Task, *, shots: int, seed: int) -> tuple[Array, Array]:
@@ -143,13 +179,26 @@ def task_names() -> tuple[str, ...]:
     return (*embedded, *(form for form in FORMS if form != "mini:NAME"))
 
 
-def _resolve(uri: str) -> tuple[Callable[..., Task], str, dict[str, str]]:
+def anchored(uri: str) -> str:
+    """The URI with an absolute path where it has one, so that it means the same from any working directory."""
+    scheme, colon, rest = uri.partition(":")
+    path, mark, query = rest.partition("?")
+    if scheme not in ON_DISK or not path:
+        return uri
+    return f"{scheme}{colon}{Path(path).expanduser().absolute()}{mark}{query}"
+
+
+def _resolve(uri: str, allow_code: bool = True) -> tuple[Callable[..., Task], str, dict[str, str]]:
     """Loader, what follows the scheme, and the options of the query."""
     scheme, rest, options = parse_uri(uri, "task")
     colon = ":" in uri
     if colon and scheme in SCHEMES:
         target = SCHEMES[scheme]
     elif colon and "." in scheme:
+        if not allow_code:
+            raise RecipeError(
+                f"task {uri!r:.200} is code, which an artifact cannot name; if it is yours, name it with --task"
+            )
         function, _, rest = rest.partition(":")
         target = f"{scheme}:{function}"
     else:
@@ -203,10 +252,7 @@ def _check(pool: Task) -> None:
     """What every pool must be, whoever loaded it."""
     uri = pool.uri
     if len(pool.classes) < 2:
-        names = ", ".join(map(repr, pool.classes))
-        raise TaskError(
-            f"{uri} has {len(pool.classes)} class{'' if names else 'es'} ({names}); a task needs at least 2"
-        )
+        raise TaskError(f"{uri} has {len(pool.classes)} classes; a task needs at least 2")
     if pool.template.count("{}") != 1:
         raise TaskError(f"{uri}: template {pool.template!r} must hold one {{}} for the class name")
     seen: dict[str, str] = {}
@@ -254,7 +300,7 @@ def _check_enough(pool: Task, split: Split, needed: int, shots: int, num_val: in
 
 
 def _others(count: int) -> str:
-    return f" (and {count - 1} other classes likewise)" if count > 1 else ""
+    return f" (and {count - 1} other class{'es' if count > 2 else ''} likewise)" if count > 1 else ""
 
 
 def _counts(pool: Task, split: Split) -> Array:

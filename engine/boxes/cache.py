@@ -29,8 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.core import Array, ImageSource, Subset
-from engine.images import digest
+from engine.core import Array
 
 LIMIT_BYTES = 2 * 2**30
 """Of all entries together; a million images' features of 512 numbers."""
@@ -61,20 +60,6 @@ def cache_bytes(folder: Path) -> int:
     return sum(size for _, size, _ in _entries(folder))
 
 
-def contents_of(source: ImageSource, rows: Sequence[int]) -> tuple[list[str], list[Array] | None]:
-    """What tells these images apart from all others, and the images themselves where they had to be read for it.
-
-    A source that knows better than by decoding has a method `digests(rows)`: files are told apart by their bytes.
-    """
-    while isinstance(source, Subset):
-        rows = [source.rows[row] for row in rows]
-        source = source.source
-    if hasattr(source, "digests"):
-        return [f"{type(source).__qualname__}:{one}" for one in source.digests(rows)], None
-    images = source.read(rows)
-    return [digest(image) for image in images], images
-
-
 class FeatureCache:
     """Features by block, for one model as it computes here.
 
@@ -88,8 +73,12 @@ class FeatureCache:
         self._about = json.dumps({**environment(), **about}, sort_keys=True)
         self._writable = True
 
+    def may_hold(self, first: str) -> bool:
+        """Whether there is, or was, an entry of a block that begins with this image."""
+        return self._path([first]).parent.is_dir()
+
     def load(self, contents: Sequence[str]) -> Array | None:
-        """`(n, E)` float32 of a block, or None where there is no sound entry."""
+        """`(n, E)` float32 of a block of images, by what tells them apart; None where there is no sound entry."""
         path = self._path(contents)
         try:
             data = path.read_bytes()
@@ -137,8 +126,11 @@ class FeatureCache:
             left -= size
 
     def _path(self, contents: Sequence[str]) -> Path:
-        key = hashlib.sha256("\n".join([self._about, *contents]).encode()).hexdigest()
-        return self.folder / key[:2] / key
+        # A folder for all blocks that begin with one image: `may_hold` looks for it.
+        first, whole = (
+            hashlib.sha256("\n".join([self._about, *some]).encode()).hexdigest() for some in (contents[:1], contents)
+        )
+        return self.folder / first[:16] / whole
 
 
 def environment() -> dict[str, Any]:

@@ -6,7 +6,8 @@ Knows nothing of where the weights came from (weights.py) or of how the towers c
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,22 +15,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine import phases
 from engine.boxes import keep_only
-from engine.boxes.cache import FeatureCache, cache_folder, contents_of
+from engine.boxes.cache import FeatureCache, cache_folder
 from engine.boxes.image_tower import ImageTower
 from engine.boxes.precision import computing, precision_of
 from engine.boxes.prompt_tokens import spelled
 from engine.boxes.text_tower import TextTower
 from engine.core import GIVES, Array, BoxSpec, ImageSource, Outputs, Prompts, TextSpec, Work
 from engine.errors import RecipeError, RefusedError, TaskError
-from engine.images import Preprocess
+from engine.images import Encoded, Preprocess, digest, one_by_one
 
 OPTIONS = ("precision", "clip", "cache")
 """Options of a URI that every box of this kind knows; `settings_of` reads them."""
 KEPT_BYTES = 512 * 2**20
 """Projected images of one split are kept up to here, and made anew for each answer beyond."""
 _READ = 64
-"""Images decoded at a time, about: a task's full-size images never lie in memory together."""
+"""Images staged at a time, about: so many lie in memory together, at the size that the model sees."""
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +145,6 @@ class ClipBox:
             identity={
                 **identity,
                 "preprocess": preprocess.as_dict(),
-                "device": self._device.type,
                 **({"precision": precision} if precision != "fp32" else {}),
                 **({"clip": True} if clip else {}),
             },
@@ -182,8 +183,11 @@ class ClipBox:
             raise TaskError("no images to stage; every split that is used needs at least one")
         cache = self._open_cache()
         blocks = [range(start, min(start + self._block, len(source))) for start in range(0, len(source), self._block)]
+        parts = []
         with computing(self._precision, self._device):
-            parts = [self._block_features(source, rows, cache) for rows in blocks]
+            for rows in blocks:
+                parts.append(self._block_features(source, rows, cache))
+                phases.advance(rows.stop)
         if cache is not None:
             cache.trim()
         return StagedImages(
@@ -195,17 +199,26 @@ class ClipBox:
 
     def _block_features(self, source: ImageSource, rows: Sequence[int], cache: FeatureCache | None) -> Array:
         """`(n, E)` of one block of images, from the cache or encoded and kept there."""
-        contents, images = ([], None) if cache is None else contents_of(source, rows)
-        found = None if cache is None else cache.load(contents)
-        if found is not None:
-            self.image_tower.encodes += len(rows)
-            logger.info("%d images' features came from the cache", len(rows))
-            return found
-        pixels = self._pixels(source.read(rows) if images is None else images)
-        features = self._features(self.image_tower.encode(pixels))
-        if cache is not None:
-            cache.save(contents, features)
+        images = one_by_one(source, rows)
+        if cache is None:
+            return self._encoded(images)
+        first = next(images)
+        if cache.may_hold(digest(first)):  # then telling the images apart will do, and none need be decoded
+            contents = [digest(first), *map(digest, images)]
+            found = cache.load(contents)
+            if found is not None:
+                self.image_tower.encodes += len(rows)
+                logger.info("%d images' features came from the cache", len(rows))
+                return found
+            images = one_by_one(source, rows[1:])
+        contents = []
+        features = self._encoded(_noting(chain([first], images), contents))
+        cache.save(contents, features)
         return features
+
+    def _encoded(self, images: Iterable[Array | Encoded]) -> Array:
+        """`(n, E)`."""
+        return self._features(self.image_tower.encode(self._pixels(images)))
 
     def _open_cache(self) -> FeatureCache | None:
         """The cache of this model as it computes here; None where it is off."""
@@ -216,16 +229,16 @@ class ClipBox:
             with computing(self._precision, self._device):
                 canary = self.image_tower.fingerprint()
             tower = self.image_tower
-            about = {"box": self.spec.identity, "way": tower.path, "batch": tower.batch, "canary": canary}
-            self._cache = FeatureCache(folder, about)
+            way = {"way": tower.path, "batch": tower.batch, "device": self._device.type}
+            self._cache = FeatureCache(folder, {"box": self.spec.identity, "canary": canary, **way})
         return self._cache
 
     def _projected(self, source: ImageSource, rows: Sequence[int]) -> Tensor:
         """`ImageTower.project` of these rows, read a block at a time."""
         blocks = [rows[start : start + self._block] for start in range(0, len(rows), self._block)]
-        return torch.cat([self.image_tower.project(self._pixels(source.read(block))) for block in blocks])
+        return torch.cat([self.image_tower.project(self._pixels(one_by_one(source, block))) for block in blocks])
 
-    def _pixels(self, images: Sequence[Array]) -> Tensor:
+    def _pixels(self, images: Iterable[Array | Encoded]) -> Tensor:
         return torch.from_numpy(self.preprocess.pixels(images)).to(self._device)
 
     @torch.inference_mode()
@@ -295,6 +308,13 @@ class ClipBox:
 
     def _tensor(self, values: Array) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(self._device)
+
+
+def _noting(images: Iterable[Array | Encoded], contents: list[str]) -> Iterator[Array | Encoded]:
+    """The same images; what tells each apart is added to `contents` as it passes."""
+    for image in images:
+        contents.append(digest(image))
+        yield image
 
 
 def _path(tower: TextTower | ImageTower) -> str:

@@ -8,10 +8,10 @@ Knows nothing of models, or of contexts that are not words.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import chain, takewhile
+from string import punctuation
 from typing import Any
 
 from engine.errors import RefusedError, TaskError, UnknownWordsError
@@ -153,18 +153,21 @@ def _unpadded(row: Sequence[int], pad: int) -> tuple[int, ...]:
 def _refuse_unknown(tokenizer: Tokenizer, template: str, tokens: PromptTokens, vocabulary: Collection[int]) -> None:
     """Raise UnknownWordsError naming all words outside the vocabulary, and where the first of them stands."""
     known = {*vocabulary, *tokens.start, *tokens.end, tokens.pad}
-    places = [f"{template=}"] if not known.issuperset(tokens.context) else []
-    strange = [name for name, ids in zip(tokens.classes, tokens.suffixes, strict=True) if not known.issuperset(ids)]
-    places += [f"class {name!r}" for name in strange]
-    if not places:
+    if known.issuperset(chain(tokens.context, *tokens.suffixes)):
         return
-    words = list(dict.fromkeys(re.findall(r"\w+|[^\w\s]", " ".join([template.replace("{}", " "), *strange]))))
-    rows = tokenizer(words, context_length=_ROOM * tokens.length).tolist()
-    unknown = [repr(word) for word, row in zip(words, rows, strict=True) if not known.issuperset(row)]
+    before, behind = split_template(template)
+    ending = "".join(takewhile(str.isalnum, behind))  # "{}s" makes other words of the names
+    texts = {f"{template=}": f"{before} {behind.removeprefix(ending)}"}
+    texts |= {f"class {name!r}": name + ending for name in tokens.classes}
+    words = {place: [word.strip(punctuation) or word for word in text.split()] for place, text in texts.items()}
+    every = list(dict.fromkeys(chain(*words.values())))
+    rows = tokenizer(every, context_length=_ROOM * tokens.length).tolist()
+    strange = [word for word, row in zip(every, rows, strict=True) if not known.issuperset(row)]
+    places = [place for place, its in words.items() if not set(strange).isdisjoint(its)] or list(texts)
     others = "" if len(places) == 1 else f" and {len(places) - 1} more"
     raise UnknownWordsError(
-        f"{places[0]}{others}: there are words that this model does not know ({_some(unknown)}); it knows {len(vocabulary)} "
-        "tokens; use other words"
+        f"{places[0]}{others}: this model does not know the word{'s' if len(strange) > 1 else ''} "
+        f"{_some([repr(word) for word in strange or every])}; it knows {len(vocabulary)} tokens; use other words"
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from engine.boxes import keep_only, refuse_unknown
 from engine.core import GIVES, Array, BoxSpec, ImageSource, Outputs, Prompts, Split, Task, TextSpec, Work
 from engine.errors import RecipeError, RefusedError
-from engine.images import Preprocess
+from engine.images import Preprocess, one_by_one
 from engine.noise import Purpose, rng
 
 TOKENS, WIDTH, JOINT, SIDE, HIDDEN = 4, 8, 16, 8, 64
@@ -61,6 +61,11 @@ class _Network:
     def optimum(self) -> Array:
         """`(M, W)`: the context whose class features the toy task's images are drawn around."""
         return self.template + DISTANCE * SIGMA * rng(0, 4, Purpose.WEIGHTS).normal(size=(TOKENS, WIDTH))
+
+    @cached_property
+    def centres(self) -> Array:
+        """`(C, E)`: the class features at the optimum."""
+        return self.text(self.optimum[None], CLASSES)[0]
 
     def text(self, contexts: Array, classes: Sequence[str]) -> Array:
         """`(P, M, W)`, or `(P, C, M, W)`, -> `(P, C, E)` float32, L2-normalised."""
@@ -116,15 +121,15 @@ class ToyBox:
             template=template,
             image_size=SIDE,
             text=TextSpec(context=_NETWORK.template, sigma=SIGMA),
-            identity={"weights": "toy-1", "model": "toy", "preprocess": _PREPROCESS.as_dict(), "device": "cpu"},
+            identity={"weights": "toy-1", "model": "toy", "preprocess": _PREPROCESS.as_dict()},
         )
         self._work = Work()
 
     def stage(self, source: ImageSource) -> Array:
         """`(N, E)` float32 features of all images."""
-        images = source.read(range(len(source)))
-        self._work += Work(image_encodes=len(images))
-        return _NETWORK.image(_PREPROCESS.pixels(images))
+        pixels = _PREPROCESS.pixels(one_by_one(source, range(len(source))))
+        self._work += Work(image_encodes=len(pixels))
+        return _NETWORK.image(pixels)
 
     def answer(self, prompts: Prompts, staged: Array, rows: Array) -> Outputs:
         """The richest kind that the box gives.
@@ -164,8 +169,7 @@ class ToyImages:
 
     def read(self, rows: Sequence[int]) -> list[Array]:
         """uint8 RGB `(8, 8, 3)` of these rows."""
-        centres = _NETWORK.text(_NETWORK.optimum[None], CLASSES)[0]
-        return [self._paint(centres[self.labels[row]], row) for row in rows]
+        return [self._paint(_NETWORK.centres[self.labels[row]], row) for row in rows]
 
     def _paint(self, centre: Array, row: int) -> Array:
         feature = centre + self.noise * rng(self.seed, row, Purpose.RENDER).normal(size=JOINT)

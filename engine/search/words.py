@@ -57,9 +57,10 @@ class WordsSearch:
         self._search = ScriptSearch(self._run, dim)
         self._asked: dict[bytes, Array] = {}
 
-    def introduce(self, pool: Array) -> None:
-        """The `(T, d)` rows of whole templates, the task's own (theta = 0) first."""
+    def introduce(self, pool: Array) -> WordsSearch:
+        """This search, told the `(T, d)` rows of whole templates, the task's own (theta = 0) first."""
         self._pool = np.array(pool, np.float32)
+        return self
 
     @property
     def asked(self) -> Array:

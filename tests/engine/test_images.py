@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from engine import images
+from engine.core import Subset
 from engine.errors import KeyholeError, RecipeError, TaskError
-from engine.images import Files, Preprocess, decode, digest, read_image
+from engine.images import Files, Preprocess, check_images, decode, digest, read_image
 
 SIZES = [(40, 30), (30, 40), (32, 32), (20, 20), (101, 37), (37, 230), (64, 64), (1, 1), (1, 50)]
 
@@ -154,6 +155,37 @@ def test_too_many_bytes_are_refused_unread(tmp_path, monkeypatch):
         read_image(tmp_path / "big.png")
     with pytest.raises(TaskError, match="101 bytes"):
         decode(bytes(101), "sent")
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "bmp", "gif", "tiff", "ppm"])
+def test_a_header_and_an_end_tell_whether_a_file_can_be_read(tmp_path, kind, monkeypatch):
+    whole = encoded(Image.fromarray(noise(64, 64)), kind)
+    sound, cut, empty, text = paths = [tmp_path / f"{name}.{kind}" for name in ("sound", "cut", "empty", "text")]
+    for path, data in zip(paths, (whole, whole[:-150], b"", b"no image" * 20), strict=True):
+        path.write_bytes(data)
+    check_images(Files((str(sound),)), Subset(Files((str(cut), str(sound))), (1,)))
+    for path in (cut, empty, text, tmp_path / "gone.png", tmp_path):
+        with pytest.raises(TaskError, match=rf"{path.name}"):
+            check_images(Files((str(sound), str(path))))
+    monkeypatch.setattr(images, "MAX_PIXELS", 64 * 63)
+    with pytest.raises(TaskError, match="64 x 64 pixels"):
+        check_images(Files((str(sound),)))
+
+
+def test_a_sound_file_is_not_decoded_and_a_strange_end_is_no_fault(tmp_path, monkeypatch):
+    from PIL import ImageFile
+
+    decoded, load = [], ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: decoded.append(1) or load(self))
+    for kind in ("png", "jpeg", "gif"):
+        whole = encoded(Image.fromarray(noise(64, 64)), kind)
+        (tmp_path / f"sound.{kind}").write_bytes(whole)
+        (tmp_path / f"more.{kind}").write_bytes(whole + bytes(1000))  # as phones do, which append a film
+        decoded.clear()
+        check_images(Files((str(tmp_path / f"sound.{kind}"),)))
+        assert not decoded
+        check_images(Files((str(tmp_path / f"more.{kind}"),)))
+        assert decoded
 
 
 def bomb(width: int, height: int) -> bytes:

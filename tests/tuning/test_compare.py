@@ -87,6 +87,7 @@ def test_the_page_of_the_documentation_is_a_comparison():
         ({"methods": ["momentum"]}, ["method.radios={grid: [1]}"], "radius"),
         ({"methods": ["momentum"]}, ["promt.tokens=4"], "prompt"),
         ({"methods": ["momentum"]}, ["method.radius={loguniform: [1, 0]}"], "low, high"),
+        ({"methods": [{"name": "zip", "radius": {"choice": [1, 2]}}]}, [], "has no option 'radius'"),
         ({"methods": ["momentum"]}, ["workers=2"], "--parallel"),
         ({"methods": ["momentum"], "seeds": [1, 1]}, [], "twice"),
         ({"methods": ["momentum"], "searcher": "optima"}, [], "optuna"),
@@ -98,7 +99,7 @@ def test_the_page_of_the_documentation_is_a_comparison():
 def test_a_mistake_is_found_before_anything_runs(tmp_path, settings, words, hint):
     with pytest.raises(RecipeError, match=hint):
         compare(make_comparison({**TOY, **settings}, words), tmp_path / "c", cluster=IN_TURN)
-    assert not (tmp_path / "c" / "trials").exists()
+    assert not (tmp_path / "c").exists()
 
 
 def test_draws_are_different_and_spread():
@@ -154,12 +155,13 @@ def test_an_existing_folder_and_an_empty_one(tmp_path):
         compare(None, tmp_path / "nothing", resume=True, cluster=IN_TURN)
 
 
-def test_shared_boxes_change_no_number(tmp_path):
+@pytest.mark.parametrize("test_images", [None, 90])
+def test_shared_boxes_change_no_number(tmp_path, test_images):
     """Trials that share an opened box and the test split say what a run by itself says."""
     from tuning.recipe import make_recipe
     from tuning.run import Tuning
 
-    run(tmp_path / "c", methods=["zero-shot", "head:linear", "momentum", "zip"])
+    run(tmp_path / "c", methods=["zero-shot", "head:linear", "momentum", "zip"], test_images=test_images)
     for row in rows_of(tmp_path / "c", settings_of(tmp_path / "c")):
         folder = tmp_path / "c" / "trials" / row["trial"]
         alone = Tuning(make_recipe(Trial.read(folder).recipe), tmp_path / "alone" / row["trial"])
@@ -170,8 +172,8 @@ def test_shared_boxes_change_no_number(tmp_path):
             k: v for k, v in alone.result.items() if k not in TIMES
         }
         assert ours["fingerprint"]["canary"] == alone.result["fingerprint"]["canary"]
-        told = evaluate(Artifact.load(folder))
-        assert told["accuracy"] == ours["accuracy"]
+        told = evaluate(Artifact.load(folder), test_images=test_images)
+        assert told["accuracy"] == ours["accuracy"] and ours["test_images"] == (test_images or 500)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

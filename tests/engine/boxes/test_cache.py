@@ -13,12 +13,10 @@ from PIL import Image
 
 from engine.boxes import cache as cache_module
 from engine.boxes import clip
-from engine.boxes.cache import FeatureCache, cache_bytes, cache_folder, contents_of
+from engine.boxes.cache import FeatureCache, cache_bytes, cache_folder
 from engine.boxes.clip import ClipBox
-from engine.boxes.toy import ToyImages
 from engine.core import Subset, Work
-from engine.errors import TaskError
-from engine.images import Files, Preprocess
+from engine.images import Encoded, Files, Preprocess
 
 VISION = {"image_size": 32, "patch_size": 8, "layers": 2, "width": 64, "head_width": 32}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
@@ -85,7 +83,7 @@ def test_the_second_box_encodes_and_decodes_nothing_and_has_the_same_bits(models
     first = cold.stage(files).features
     assert real == [4, 4, 2] and len(entries(folder)) == 3
     real.clear()
-    monkeypatch.setattr(Files, "read", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(Encoded, "image", lambda *_: pytest.fail("decoded"))
     warm = box(models[0])
     second = warm.stage(files).features
     assert real == []
@@ -215,15 +213,26 @@ def test_several_writers_and_a_reader_see_whole_entries_only(folder, caplog):
     assert "damaged" not in caplog.text and len(entries(folder)) == 4
 
 
-def test_what_tells_images_apart(files):
-    contents, images = contents_of(Subset(Subset(files, (3, 2, 1)), (2, 0)), [1, 0])
-    assert images is None and contents == [f"Files:{one}" for one in files.digests([3, 1])]
-    drawn = ToyImages(tuple(range(5)), seed=1)
-    contents, images = contents_of(Subset(drawn, (4, 2)), [0, 1])
-    np.testing.assert_array_equal(images[1], drawn.read([2])[0])
-    assert len(set(contents)) == 2
-    with pytest.raises(TaskError, match="nowhere"):
-        Files(("nowhere.png",)).digests([0])
+@pytest.mark.parametrize("warm", [False, True])
+def test_each_file_is_read_once(models, files, monkeypatch, warm):
+    if warm:
+        box(models[0]).stage(files)
+    read, fetch = [], Files.fetch
+    monkeypatch.setattr(Files, "fetch", lambda self, row: read.append(row) or fetch(self, row))
+    box(models[0]).stage(Subset(Subset(files, tuple(range(10))), tuple(range(10))))
+    assert read == list(range(10))
+
+
+def test_another_block_that_begins_alike_is_encoded(models, files, monkeypatch):
+    real = count_encodes(monkeypatch)
+    box(models[0]).stage(Subset(files, (0, 1, 2, 3)))
+    other = Subset(files, (0, 1, 2, 9))
+    found = box(models[0]).stage(other).features
+    assert real == [4, 4]
+    np.testing.assert_array_equal(found, box(models[0], cache=False).stage(other).features)
+    real.clear()
+    np.testing.assert_array_equal(found, box(models[0]).stage(other).features)
+    assert real == []
 
 
 def test_what_the_bits_depend_on_is_in_the_name(folder):

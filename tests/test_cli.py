@@ -240,7 +240,10 @@ def test_a_plan_reads_a_few_images_and_tells_the_time_of_all(tmp_path, capsys, m
 
 def test_lists_and_doctor(capsys):
     assert "momentum" in run(capsys, "list", "methods")[1]
-    assert {row["name"] for row in json.loads(run(capsys, "list", "tasks", "--json")[1])} >= {"mini:digits", "toy:"}
+    assert {row["name"] for row in json.loads(run(capsys, "list", "tasks", "--json")[1])["tasks"]} >= {
+        "mini:digits",
+        "toy:",
+    }
     assert "text" in run(capsys, "list", "prompts")[1] and "open_clip:" in run(capsys, "list", "boxes")[1]
     code, out, _ = run(capsys, "doctor", "--box", "mini:resnet", "--json")
     found = json.loads(out)

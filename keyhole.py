@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import logging
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -149,9 +148,9 @@ def tune_command(
         if out is not None or set(given) - {"workers"} or settings:
             raise RecipeError("--resume goes with --workers only: all other settings are those of the run folder")
         if (resume / folder.RESULT).exists():
-            _print_result(json.loads((resume / folder.RESULT).read_text(encoding="utf-8")), resume, as_json)
+            _print_result(folder.read_result(resume), resume, as_json)
             return
-        base = load_recipe(resume / folder.RECIPE)
+        base = folder.resumed_recipe(resume)
     files = [word for word in settings if "=" not in word]
     if len(files) > 1:
         raise RecipeError(f"one recipe file at most, but got {', '.join(files)}; settings are key=value")
@@ -171,11 +170,11 @@ def tune_command(
     try:
         with _interruptible() as interrupted, Progress(recipe.budget) as progress:
             tuning = Tuning(recipe, resume or out or folder.default_path(recipe), resume=resume is not None)
-            for step in tuning:
-                progress.step(step)
-                if interrupted.is_set():
-                    tuning.checkpoint()
-                    break
+            with closing(iter(tuning)) as rounds:
+                for step in rounds:
+                    progress.step(step)
+                    if interrupted.is_set():
+                        break
     except KeyboardInterrupt:  # the second one
         if tuning is None:
             raise

@@ -17,7 +17,8 @@ from engine.core import Method, Task
 from engine.pool import Serial
 from engine.problem import OpenBox
 from tuning.recipe import Recipe, make_recipe
-from tuning.run import problem_of, prompt_of
+from tuning.resolve import prompt_of
+from tuning.run import problem_of
 from tuning.tasks import few_shot, halve, load_pool, looked_over, part_of_test
 
 

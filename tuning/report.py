@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.artifact import write_text
 from engine.errors import ArtifactError, KeyholeError
+from engine.files import write_text
 from tuning import curves, page, provenance, settings_text
 from tuning.folder import HISTORY, RECIPE, RESULT
 from tuning.headline import headline

@@ -472,6 +472,8 @@ def test_unknown_embedded_task() -> None:
 def test_class_names_that_are_not_utf_8_are_refused(tmp_path: Path, data: bytes) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
+        for number in range(3):
+            (tmp_path / name / f"{number}.jpg").touch()
     (tmp_path / "classnames.txt").write_bytes(data)
     with pytest.raises(TaskError, match="classnames.txt cannot be read: it is not UTF-8"):
         load_task(f"folder:{tmp_path}")

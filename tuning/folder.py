@@ -55,7 +55,7 @@ class RunFolder:
         self._checkpoint = Checkpoint(path / CHECKPOINT, every_s)
         self._latest: Step | None = None
         self._lines: list[str] = []
-        self._begun: dict[str, Any] | None = None
+        self._begun: str | None = None
         """The origin in the checkpoint that is gone on with."""
         self._origin: Mapping[str, Any] = {}
 
@@ -119,7 +119,7 @@ class RunFolder:
         with self._resumable():
             append_lines(self.path / HISTORY, self._lines)
             self._lines.clear()
-            self._checkpoint.write({"origin": self._origin, "run": state})
+            self._checkpoint.write({"origin": json.dumps(self._origin), "run": state})
         self._latest = None
 
     def finish(self, artifact: Artifact, result: Mapping[str, Any]) -> None:
@@ -158,7 +158,7 @@ class RunFolder:
         state = load_state(path)
         run, self._begun = state.get("run"), state.get("origin")
         step = run.get("step") if isinstance(run, dict) else None
-        if not isinstance(run, dict) or not isinstance(self._begun, dict) or type(step) is not int or step < 1:
+        if not isinstance(run, dict) or not isinstance(self._begun, str) or type(step) is not int or step < 1:
             raise ArtifactError(f"checkpoint {path} does not hold the state of a run; remove it to start anew")
         # Lines past the checkpoint, or half a line, are what a killed process had begun: they are made again.
         lines = [line for line in read_history(self.path) if line["step"] < step]

@@ -42,11 +42,11 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in _flat(recipe.as_dict()) if key not in FREE}
 
 
-def check_origin(begun: Any, now: Mapping[str, Any], where: Path, *, final: bool) -> None:
+def check_origin(told: str, now: Mapping[str, Any], where: Path, *, final: bool) -> None:
     """Refuse to go on with a run that was begun with something else.
 
     Args:
-        begun: what the checkpoint holds.
+        told: what the checkpoint holds, the JSON of what `origin_of` said.
         now: what `origin_of` says today.
         where: the checkpoint.
         final: whether the box is open, so that all settings are known; otherwise those that are null now may differ.
@@ -54,6 +54,10 @@ def check_origin(begun: Any, now: Mapping[str, Any], where: Path, *, final: bool
     Raises:
         ArtifactError: something differs; the message says what.
     """
+    try:
+        begun = json.loads(told)
+    except (ValueError, RecursionError):
+        begun = None
     if not isinstance(begun, dict) or begun.keys() != now.keys():
         raise ArtifactError(f"checkpoint {where} does not say what its run was begun with; remove it to start anew")
     found = []

@@ -166,15 +166,6 @@ def tune_command(
             facts = planned(recipe)
         _print(facts, as_json)
         return
-<<<<<<< HEAD
-    with _interruptible() as interrupted, Progress(recipe.budget) as progress:
-        tuning = Tuning(recipe, resume or out or folder.default_path(recipe), resume=resume is not None)
-        with closing(iter(tuning)) as rounds:
-            for step in rounds:
-                progress.step(step)
-                if interrupted.is_set():
-                    break
-=======
     tuning = None
     try:
         with _interruptible() as interrupted, Progress(recipe.budget) as progress:
@@ -187,7 +178,6 @@ def tune_command(
     except KeyboardInterrupt:  # the second one
         if tuning is None:
             raise
->>>>>>> settings
     if not tuning.result:
         _interrupted("tune", tuning.out, as_json)
     _print_result(tuning.result, tuning.out, as_json)

@@ -125,7 +125,7 @@ class Ledger:
         staged = state["staged"]
         if not isinstance(staged, list) or not all(isinstance(split, str) for split in staged):
             raise ArtifactError("its ledger has no list of staged splits")
-        for name in ("pairs", "test_pairs", "sequences", "image_encodes", "retries", "duplicates", "bytes"):
+        for name in ("pairs", "test_pairs", "sequences", "image_encodes", "retries", "duplicates", "bytes", "followed"):
             setattr(self, name, whole_number(state[name], f"ledger.{name}"))
         self.cost, self.staged = number(state["cost"], "ledger.cost"), list(staged)
         if self.pairs_left < 0:

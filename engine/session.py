@@ -86,7 +86,7 @@ class Session:
 
     def _ask(self, theta: Array | None, split: str, follows: bool) -> Reply:
         key = split, key_of(theta)
-        again = key in self._lost or (split == "train" and self._lost_train and self.free_looks)
+        again = self._again(split, key[1])
         if split != "test" and not follows and not again:
             self.ledger.cover(self.size(split))
         reply = self.evaluator.read(theta, split, whole=self.keep)
@@ -116,8 +116,13 @@ class Session:
     def holds(self, theta: Array, split: str) -> bool:
         """Whether `read` and `outputs` need not be paid for."""
         key = key_of(theta)
-        again = (split, key) in self._lost or (split == "train" and self._lost_train and self.free_looks)
-        return again or (split, key) in self._held or (key in self._text and split in self._images)
+        return self._again(split, key) or (split, key) in self._held or (key in self._text and split in self._images)
+
+    def _again(self, split: str, key: bytes) -> bool:
+        """Whether an earlier process of this run has booked this answer, or what it was put together from."""
+        if split == "train" and self.keep and self.free_looks and self._lost_train:
+            return ("val", key) in self._lost
+        return (split, key) in self._lost
 
     def zero_shot(self, split: str = "test") -> Reply:
         """The answer for the template itself on a whole split."""

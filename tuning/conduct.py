@@ -80,14 +80,15 @@ def compare(
             pool = trials_of(comparison)[0].recipe["pool"]
             check_room(pool["cpus"], pool["gpus"], own=ray.own, what="a trial")
         # The lease makes the folder: last of what can fail before the first trial, so that a refusal leaves nothing.
-        with Lease(out), _resumable(out), provenance.recorded(out, parallel=cluster.parallel, since=started):
+        with Lease(out), _resumable(out):
             if not resume:
                 _begin(comparison, out)
-            gate.check(comparison, out / "gate", run)
-            chosen = choose.choose(comparison, out / "search", run, in_turn=cluster.parallel == 0)
-            if not stop.is_set():
-                run([trial.write(out / TRIALS) for trial in trials_of(comparison, chosen)])
-        return report.remake(out)
+            with provenance.recorded(out, parallel=cluster.parallel, since=started):
+                gate.check(comparison, out / "gate", run)
+                chosen = choose.choose(comparison, out / "search", run, in_turn=cluster.parallel == 0)
+                if not stop.is_set():
+                    run([trial.write(out / TRIALS) for trial in trials_of(comparison, chosen)])
+            return report.remake(out)
 
 
 @contextmanager

@@ -133,8 +133,8 @@ def test_the_test_split_is_staged_once_for_trials_of_other_seeds_and_prompts(tmp
             for _ in trial:
                 pass
             told.append(trial.result)
-    readings = [path for path in tmp_path.iterdir() if path.is_file()]
-    assert [path.stat().st_size for path in readings] == [1], "one reading of the test split, in one process"
+    once = [path.stat().st_size for path in tmp_path.glob("*-1")]  # images are staged one by one
+    assert once == [len(whole.test)], "one reading of the test split, in one process"
     encodes = {(row["method"], row["image_encodes"]) for row in told}
     assert len(encodes) == 4, "each trial's account is as if it were its own"
     assert json.dumps([row["zero_shot_accuracy"] for row in told]).count(str(told[0]["zero_shot_accuracy"])) == 8

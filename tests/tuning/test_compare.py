@@ -423,7 +423,7 @@ def test_a_tracker_that_is_not_logged_in(monkeypatch):
 def test_what_is_missing_is_said_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("tuning.track.installed", lambda name: False)
     comparison = make_comparison({**TOY, "searcher": "optuna"})
-    for trackers, hint in (["mlflw"], "mlflow"), (["mlflow"], "keyhole.mlflow"), ([], "keyhole.optuna"):
+    for trackers, hint in (["mlflw"], "mlflow"), (["mlflow"], r"\.\[mlflow\]"), ([], r"\.\[optuna\]"):
         with pytest.raises(RecipeError, match=hint):
             compare(comparison, tmp_path / "c", cluster=Cluster(parallel=1), trackers=trackers)
     assert not (tmp_path / "c").exists()

@@ -38,6 +38,7 @@ def devices(monkeypatch) -> list[str]:
     monkeypatch.setitem(boxes.SCHEMES, "anywhere", "engine.boxes:open_anywhere")
     monkeypatch.setattr(boxes, "WITHOUT_TORCH", frozenset({"toy", "anywhere"}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(boxes, "_check_device", lambda device, torch: None)
     return opened
 
 

@@ -26,10 +26,13 @@ TOY = {"task": "toy:", "box": "toy:", "budget": 40.0, "shots": 2, "checkpoint_s"
 METHODS = ("sketch", "momentum", "nevergrad:DiagonalCMA", "craft", "bpt-vlm", "sharpzo", "zip")
 
 
+AGAIN = {"seconds", "retries", "bytes"}
+
+
 def facts(folder):
-    """Everything that must be the same to the bit: all but times."""
+    """Everything that must be the same to the bit: all but times, and what was asked again."""
     history = [{k: v for k, v in line.items() if k != "seconds"} for line in read_history(folder)]
-    result = {k: v for k, v in json.loads((folder / RESULT).read_text()).items() if k != "seconds"}
+    result = {k: v for k, v in json.loads((folder / RESULT).read_text()).items() if k not in AGAIN}
     return (folder / "artifact" / "prompt.safetensors").read_bytes(), history, result
 
 

@@ -341,6 +341,31 @@ def test_settings_out_of_range(given: dict) -> None:
         load_task("toy:", **given)
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_images_of_every_split_are_looked_over(tmp_path: Path, split: str) -> None:
+    for part in ("train", "val", "test"):
+        for name in ("a", "b"):
+            for k in range(2):
+                picture(tmp_path / part / name / f"{k}.png", k)
+    load_task(f"folder:{tmp_path}", shots=2)
+    bad = tmp_path / split / "b" / "1.png"
+    bad.write_bytes(bad.read_bytes()[:50])
+    with pytest.raises(TaskError, match=rf"{split}/b/1.png: not a readable image"):
+        load_task(f"folder:{tmp_path}", shots=2)
+
+
+def test_a_part_of_the_test_split_is_drawn_by_the_seed() -> None:
+    whole = load_task("toy:")
+    one, again, other = (load_task("toy:", seed=seed, test_images=50) for seed in (1, 1, 2))
+    assert (len(one.test), one.test_of, whole.test_of) == (50, 500, None)
+    assert one.test.source == again.test.source != other.test.source
+    assert len(set(one.test.source.rows)) == 50
+    np.testing.assert_array_equal(one.test.labels, whole.test.labels[list(one.test.source.rows)])
+    assert load_task("toy:", test_images=500).test_of is None
+    with pytest.raises(RecipeError, match="test_images=0"):
+        load_task("toy:", test_images=0)
+
+
 def test_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("outside.data")
     module.load = lambda rest, *, size=9: pool_of({f"{rest} one": size, "two": size})
@@ -348,6 +373,7 @@ def test_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
     module.bare = lambda: replace(pool_of({"a": 9, "b": 9}), template="{} and {}")
     monkeypatch.setitem(sys.modules, "outside", types.ModuleType("outside"))
     monkeypatch.setitem(sys.modules, "outside.data", module)
+    monkeypatch.setattr("tuning.tasks.looked_over", lambda task: task)  # these files are names alone
     task = load_task("outside.data:load:big?size=12", shots=8)
     assert task.classes == ("big one", "two") and task.uri == "outside.data:load:big?size=12"
     with pytest.raises(RecipeError, match="size='many' must be a whole number"):

@@ -11,6 +11,7 @@ demo: $(READY)
 	$(BIN)/keyhole tune --task mini:digits --box mini:resnet --method sketch --budget 1000 --shots 16 --seed 1 --workers 2 --out runs/demo
 	@echo "--- read back from the artifact:"
 	$(BIN)/keyhole eval runs/demo
+	@echo "--- for more, in this shell: source $(BIN)/activate && keyhole --help"
 
 test: $(READY)
 	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest

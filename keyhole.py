@@ -8,6 +8,8 @@ Knows nothing of models, methods or files beyond their names.
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
 import logging
 import signal
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.commands import bench
 from engine.errors import BoxError, KeyholeError, RecipeError
 
 if TYPE_CHECKING:
@@ -78,39 +81,63 @@ def load_task(uri: str, *, shots: int = 16, seed: int = 1) -> Task:
 # Command line
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Configured(click.Command):
+    """A command whose options set fields of a dataclass (`module:Class`): its help shows that class's defaults."""
+
+    def __init__(self, *args: Any, settings: str, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._settings = settings
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        module, _, kind = self._settings.partition(":")
+        fields = dataclasses.fields(getattr(importlib.import_module(module), kind))
+        ctx.default_map = {f.name: f.default for f in fields if f.default not in (dataclasses.MISSING, None, "", ())}
+        ctx.show_default = True
+        super().format_options(ctx, formatter)
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="A first run: keyhole tune --task mini:digits --budget 300",
+)
 @click.version_option(package_name="keyhole", message="%(prog)s %(version)s")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Tune frozen vision-language models that can only be queried."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout and nothing else there.")
 
 
-@cli.command("tune")
+@cli.command("tune", cls=_Configured, settings="tuning.recipe:Recipe")
 @click.argument("settings", nargs=-1, metavar="[RECIPE.yaml] [KEY=VALUE]...")
-@click.option("--task", help="Task URI (keyhole list tasks).")
-@click.option("--box", help="Box URI (keyhole list boxes).")
-@click.option("--method", help="Method (keyhole list methods).")
+@click.option("--task", help="What to tune for: a task URI (keyhole list tasks).")
+@click.option("--box", help="The model to ask: a box URI (keyhole list boxes).")
+@click.option("--method", help="How to search (keyhole list methods).")
 @click.option("--budget", type=float, help="Evaluations: one is one candidate on all training images.")
 @click.option("--shots", type=int, help="Training images a class.")
 @click.option("--seed", type=int, help="Sets every random draw.")
 @click.option("--workers", type=int, help="Ray actors; 0: in this process, without Ray.")
 @click.option("--device", help="cpu or cuda.")
 @click.option("--from", "start", help="Begin at the prompt of this run folder or artifact.")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder.")
+@click.option("--out", type=click.Path(path_type=Path), show_default="runs/TASK-METHOD-sSEED", help="Run folder.")
 @click.option("--plan", is_flag=True, help="Print what the run would spend; send nothing.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run folder.")
 @as_json
 def tune_command(
     settings: tuple[str, ...], out: Path | None, plan: bool, resume: Path | None, as_json: bool, **flags: Any
 ) -> None:
-    """Search a prompt for a task from a box's answers alone.
+    """Tune a prompt for a task from a model's answers alone.
 
     \b
     keyhole tune --task mini:digits --method momentum --budget 500 --workers 2 --out runs/digits
     keyhole tune recipes/mine.yaml seed=2 method.radius=0.1
     keyhole tune --resume runs/digits
+
+    KEY=VALUE sets anything else: docs/recipe.md lists all keys with their defaults.
     """
     from tuning import folder
     from tuning.progress import Progress
@@ -130,6 +157,8 @@ def tune_command(
     if len(files) > 1:
         raise RecipeError(f"one recipe file at most, but got {', '.join(files)}; settings are key=value")
     if files:
+        if ":" in files[0] and not Path(files[0]).exists():
+            raise RecipeError(f"{files[0]!r} is no recipe file; a task is named with --task, a box with --box")
         base = load_recipe(files[0])
     recipe = make_recipe(base, [word for word in settings if "=" in word], given)
     if plan:
@@ -156,21 +185,27 @@ def tune_command(
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--task", help="Another task than it was tuned on.")
 @click.option("--box", help="Another box than it was tuned on.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda: also another than it was tuned on.")
 @click.option(
-    "--test-images", type=int, help="Read so many of the test images, drawn by the artifact's seed; else all."
+    "--test-images", type=int, help="Images of the test split to read, drawn by the artifact's seed; else all."
 )
 @as_json
-def eval_command(run_folder: Path, task: str | None, box: str | None, test_images: int | None, as_json: bool) -> None:
-    """Read a finished artifact's accuracy on the test split of its task, or of another task or box."""
+def eval_command(
+    run_folder: Path, task: str | None, box: str | None, device: str, test_images: int | None, as_json: bool
+) -> None:
+    """Read the test accuracy of a finished run.
+
+    On its own task and box, or on others.
+    """
     from tuning.evaluate import evaluate
     from tuning.progress import Progress
 
     with Progress():
-        facts = evaluate(load(run_folder), task_uri=task, box_uri=box, test_images=test_images)
+        facts = evaluate(load(run_folder), task_uri=task, box_uri=box, device=device, test_images=test_images)
     _print(facts, as_json)
 
 
-@cli.command("compare")
+@cli.command("compare", cls=_Configured, settings="tuning.protocol:Comparison")
 @click.argument("settings", nargs=-1, metavar="[COMPARISON.yaml] [KEY=VALUE]...")
 @click.option("--tasks", help="Task URIs, divided by commas.")
 @click.option("--methods", help="Methods, divided by commas.")
@@ -195,7 +230,9 @@ def compare_command(
     settings: tuple[str, ...], out: Path | None, resume: Path | None, parallel: int | None, address: str | None,
     track: str, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
-    """Compare methods on tasks over seeds, in parallel on Ray Tune, and write a report.
+    """Compare methods on tasks over seeds and write a report.
+
+    Runs go in parallel on Ray Tune.
 
     \b
     keyhole compare --tasks mini:digits --methods zero-shot,momentum,cbbt --seeds 1,2,3 --out runs/compare
@@ -241,7 +278,7 @@ def compare_command(
 @click.argument("folder", type=click.Path(path_type=Path))
 @as_json
 def report_command(folder: Path, as_json: bool) -> None:
-    """Remake a comparison's report from what lies in its folder."""
+    """Remake the report of a comparison from its folder."""
     from tuning import report
 
     summary = report.remake(folder)
@@ -253,24 +290,20 @@ def report_command(folder: Path, as_json: bool) -> None:
 @click.argument("what", type=click.Choice(["methods", "prompts", "tasks", "boxes"]))
 @as_json
 def list_command(what: str, as_json: bool) -> None:
-    """What there is to choose from."""
+    """List the methods, prompts, tasks or boxes there are."""
     from tuning import catalogue
 
-    rows = getattr(catalogue, what)()
     if as_json:
-        click.echo(json.dumps(rows))
-        return
-    cells = [[str(value) for key, value in row.items() if key != "options"] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        click.echo(json.dumps(catalogue.LISTS[what][0]()))
+    else:
+        click.echo(catalogue.table(what).text())
 
 
 @cli.command("doctor")
-@click.option("--box", help="Open this box too, and say which way it computes.")
+@click.option("--box", help="Open this box too: what it gives and accepts, which words it knows, how it computes.")
 @as_json
 def doctor_command(box: str | None, as_json: bool) -> None:
-    """Environment, versions, Ray, GPU, embedded weights."""
+    """Check the environment and, with --box, look into a model."""
     from tuning.doctor import examine
 
     findings = examine(box)
@@ -279,25 +312,7 @@ def doctor_command(box: str | None, as_json: bool) -> None:
         raise click.exceptions.Exit(3)
 
 
-BENCHES = {
-    "tasks": "bench.admission",
-    "evaluate": "bench.evaluate",
-    "overhead": "bench.overhead",
-    "search": "bench.search",
-    "workers": "bench.workers",
-    "memory": "bench.memory",
-    "heads": "bench.heads",
-}
-
-
-@cli.command("bench", context_settings={"ignore_unknown_options": True, "help_option_names": []})
-@click.argument("what", type=click.Choice(list(BENCHES)))
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def bench_command(what: str, arguments: tuple[str, ...]) -> None:
-    """Remake the numbers of docs/benchmarks.md (`keyhole bench tasks --help` for the settings of one)."""
-    import importlib
-
-    raise click.exceptions.Exit(importlib.import_module(BENCHES[what]).main(arguments))
+cli.add_command(bench)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -310,7 +325,16 @@ def _print(facts: Mapping[str, Any], as_json: bool) -> None:
         return
     width = max(len(name) for name in facts)
     for name, value in facts.items():
-        click.echo(f"{name.ljust(width)}  {'-' if value is None else value}")
+        click.echo(f"{name.ljust(width)}  {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """A fact as a person reads it."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(map(_shown, value)) or "none"
+    return {None: "-", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _print_result(result: Mapping[str, Any], out: Path, as_json: bool) -> None:
@@ -368,7 +392,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", arguments, INTERRUPTED)
     except click.ClickException as error:
-        _fail(error.format_message(), arguments, 2)
+        message = " ".join(error.format_message().split())
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            message += f"{'' if message.endswith(('.', '?')) else '.'} See {error.ctx.command_path} --help."
+        _fail(message, arguments, 2)
     except KeyholeError as error:
         _fail(str(error), arguments, error.exit_code)
     except BrokenPipeError:

@@ -113,7 +113,7 @@ def table(found: dict[str, Admission]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0, 1 where a task's mark disagrees with the rule, 2 for a user's mistake."""
-    parser = argparse.ArgumentParser(prog="python -m bench.admission", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="keyhole bench tasks", description=(__doc__ or "").split("\n")[0])
     embedded = ",".join(name for name in task_names() if name.startswith("mini:"))
     parser.add_argument("--tasks", default=embedded, help="URIs, comma separated (default: all embedded ones)")
     parser.add_argument("--box", default="mini:resnet")

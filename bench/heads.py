@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 
 from engine import heads, search
-from engine.core import Array, Evaluator, Outputs, Task
+from engine.core import Array, Outputs
 from engine.errors import KeyholeError
 from engine.ledger import Ledger
 from engine.loop import steps
 from engine.objectives import cross_entropy
 from engine.pool import Serial
 from engine.score_heads import log_probabilities
+from engine.session import Session
 from tuning.recipe import make_recipe
 from tuning.run import fitted, problem_of, prompt_of, task_of
 
@@ -47,27 +48,27 @@ def trial(task_uri: str, seed: int, method: str, options: Mapping[str, Any], bud
     task = task_of(recipe)
     made = search.make(method, options)
     plain, evaluator = (Serial(problem_of(recipe, task, searched), chunk=CHUNK) for searched in (None, made))
-    spec, dim, free = evaluator.describe()
-    made = fitted(made, prompt_of(recipe, made), spec)
-    *_, last = steps(
-        made.start(dim, budget, seed), evaluator, ledger=Ledger(images=len(task.train), budget=budget),
-        num_val=len(task.val), free_looks=free, seed=seed, table=made.needs.table,
-    )  # fmt: skip
+    alone, session = (
+        Session(one, Ledger(images=len(task.train), budget=budget), task.splits, keep=True)
+        for one in (plain, evaluator)
+    )
+    made = fitted(made, prompt_of(recipe, made), session.spec)
+    *_, last = steps(made.start(session.dim, budget, seed), session, seed=seed, table=made.needs.table)
     return {
         **_settings(task_uri, seed, method, options, budget, box),
-        "template": _heads(plain, task, np.zeros(plain.describe()[1], np.float32), seed),
-        "prompt": _heads(evaluator, task, last.best.theta, seed),
+        "template": _heads(alone, np.zeros(alone.dim, np.float32), seed),
+        "prompt": _heads(session, last.best.theta, seed),
         "coop": coop(evaluator.problem.box, task, seed=seed).accuracy,
         "cpu_seconds": round(time.process_time() - began, 1),
     }
 
 
-def _heads(evaluator: Evaluator, task: Task, theta: Array, seed: int) -> dict[str, dict[str, float]]:
+def _heads(session: Session, theta: Array, seed: int) -> dict[str, dict[str, float]]:
     """Accuracy on the test split and validation loss by the head's name; `none`: the prompt as it is."""
-    labels = {split: getattr(task, split).labels for split in SPLITS}
-    told = {split: evaluator.call("features", split, theta) for split in SPLITS}
-    _, text, scale = told["val"]
-    images = {split: found[0] for split, found in told.items()}
+    labels = {split: session.splits[split].labels for split in SPLITS}
+    told = {split: session.outputs(theta, split) for split in SPLITS}
+    text, scale = told["val"].text[0], told["val"].scale  # type: ignore[index]
+    images = {split: outputs.image[0] for split, outputs in told.items()}  # type: ignore[index]
     scores = {split: scale * image @ text.T for split, image in images.items()}
     found = {"none": _measured(scores["test"], scores["val"], labels)}
     for name in heads.HEADS:

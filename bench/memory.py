@@ -27,6 +27,7 @@ from engine.ledger import Ledger
 from engine.loop import steps
 from engine.pool import Serial
 from engine.problem import ProblemSpec
+from engine.session import Session
 
 TOKENS, HIDDEN, SCALE, NOISE = 4, 512, 100.0, 6.0
 
@@ -108,7 +109,7 @@ def run(
     begun = made.start(evaluator.describe()[1], budget, 1)
     evaluator.evaluate = timed  # type: ignore[method-assign]
     before, started, ledger = _peak(), time.process_time(), Ledger(images=images, budget=budget)
-    rounds = list(steps(begun, evaluator, ledger=ledger, num_val=0, table=True))
+    rounds = list(steps(begun, Session(evaluator, ledger, {"train": split}), table=True))
     spent = time.process_time() - started
     return {
         "evaluations": ledger.evaluations, "rounds": len(rounds), "loss": rounds[0].best_loss,

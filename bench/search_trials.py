@@ -22,8 +22,9 @@ from engine.artifact import write_text
 from engine.errors import RefusedError
 from engine.ledger import Ledger
 from engine.loop import steps
+from engine.session import Session
 from tuning.opened import opened
-from tuning.outcome import of_head, of_prompt
+from tuning.outcome import of_head, of_prompt, train_loss
 from tuning.recipe import Recipe, make_recipe
 from tuning.run import fitted, prompt_of, refuse
 from tuning.spaces import in_words
@@ -114,29 +115,24 @@ def trial(job: Job) -> dict[str, Any]:
         return {**asdict(job), **_reference(job)}
     made = search.make(job.method, job.options)
     task, evaluator = opened(job.recipe, made)
-    spec, dim, free = evaluator.call("describe")
+    head = getattr(made, "head", None)
+    head = None if head == "templates" else head
+    ledger = Ledger(images=len(task.train), budget=job.budget)
+    session = Session(evaluator, ledger, task.splits, keep=head is not None)
+    spec, dim = session.spec, session.dim
     refuse(made, job.method, spec)
     made = fitted(made, job.recipe.prompt, spec)
     begun: Any = made.start(dim, job.budget, job.seed)
     if hasattr(begun, "introduce"):
-        begun.introduce(evaluator.call("pool"))
+        begun.introduce(session.templates())
     if hasattr(begun, "look_inside"):
         begun.look_inside(partial(evaluator.evaluate, table=True), task.train.labels)
-    ledger = Ledger(images=len(task.train), budget=job.budget)
     started = time.process_time()
-    *_, last = steps(
-        begun,
-        evaluator,
-        ledger=ledger,
-        num_val=len(task.val),
-        free_looks=free,
-        seed=job.seed,
-        table=made.needs.table,
-    )
+    *_, last = steps(begun, session, seed=job.seed, table=made.needs.table)
     seconds = time.process_time() - started
-    best, head = last.best, getattr(made, "head", None)
-    loss = evaluator.call("cross_entropy", best.theta)
-    told = of_prompt(best.theta, task, evaluator, ledger, val_accuracy=best.val_accuracy, train_loss=loss)
+    best = last.best
+    loss = train_loss(session, best, job.recipe.objective)
+    told = of_prompt(best.theta, session, val_accuracy=best.val_accuracy, train_loss=loss)
     row = {
         **asdict(job),
         "evaluations": ledger.evaluations,
@@ -148,8 +144,8 @@ def trial(job: Job) -> dict[str, Any]:
         "accuracy": told.accuracy,
         "cpu_seconds": round(seconds, 3),
     }
-    if head not in (None, "templates"):
-        told = of_head(head, best.theta, task, evaluator, ledger, job.seed)
+    if head is not None:
+        told = of_head(head, best.theta, session, job.seed)
         row["with_head"] = {"head": head, "best_loss": told.train_loss, "accuracy": told.accuracy}
     return row
 
@@ -159,14 +155,14 @@ def _reference(job: Job) -> dict[str, Any]:
     from tuning.ceiling import coop
 
     task, evaluator = opened(job.recipe, None)
-    zero = np.zeros((1, evaluator.call("describe")[1]), np.float32)
+    zero = np.zeros((1, evaluator.describe()[1]), np.float32)
     found: dict[str, Any] = {
         "images": len(task.train),
         "zero_shot_loss": float(evaluator.evaluate(zero).losses[0]),
         "zero_shot_accuracy": int(evaluator.evaluate(zero, split="test").correct[0]) / len(task.test),
     }
     try:
-        ceiling = coop(evaluator.own.problem.box, task, tokens=job.prompt["tokens"], seed=job.seed)  # type: ignore[attr-defined]
+        ceiling = coop(evaluator.problem.box, task, tokens=job.prompt["tokens"], seed=job.seed)
     except RefusedError:
         return found
     return {**found, "coop_loss": ceiling.train_loss, "coop_accuracy": ceiling.accuracy}

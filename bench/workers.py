@@ -1,7 +1,8 @@
 """`keyhole bench workers`: where a worker's CPU time goes in a whole run.
 
-A worker does nothing but `Problem.evaluate`; so one problem is driven in this process by a real search, and thread CPU
-time is read around the evaluation and around the encoder's call inside it. Medians over interleaved turns.
+A worker does nothing but `Problem.evaluate` and `Problem.read`; so one problem is driven in this process by a real
+search, and thread CPU time is read around these and around the encoder's call inside them. Medians over interleaved
+turns.
 Knows nothing of Ray.
 """
 
@@ -15,11 +16,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from engine import search
 from engine.errors import KeyholeError
 from engine.ledger import Ledger
 from engine.loop import steps
 from engine.pool import Serial
+from engine.session import Session
 from tuning.recipe import make_recipe
 from tuning.run import fitted, problem_of, prompt_of, task_of
 
@@ -35,22 +39,20 @@ def run(task_uri: str, box: str, methods: Sequence[str], budget: float, chunk: i
         for method in methods:
             made = search.make(method)
             evaluator = Serial(problem_of(recipe, task, made), chunk=chunk)
-            evaluator.fingerprint()  # staging and first calls happen once a run and are not part of the rate
+            session = Session(evaluator, Ledger(images=len(task.train), budget=budget), task.splits)
+            zero = np.zeros((1, session.dim), np.float32)
+            evaluator.evaluate(zero)  # staging and first calls happen once a run and are not part of the rate
             spent = {"encoder": 0.0, "worker": 0.0}
             tower: Any = evaluator.problem.box
             tower.text_tower.encode = _timed(tower.text_tower.encode, spent, "encoder")
             evaluator.problem.evaluate = _timed(evaluator.problem.evaluate, spent, "worker")  # type: ignore[method-assign]
-            spec, dim, free = evaluator.describe()
-            made = fitted(made, prompt_of(recipe, made), spec)
-            ledger = Ledger(images=len(task.train), budget=budget)
+            evaluator.problem.read = _timed(evaluator.problem.read, spent, "worker")  # type: ignore[method-assign]
+            made = fitted(made, prompt_of(recipe, made), session.spec)
             started = time.thread_time()
-            for _step in steps(
-                made.start(dim, budget, 1), evaluator, ledger=ledger, num_val=len(task.val), free_looks=free,
-                table=made.needs.table,
-            ):  # fmt: skip
+            for _step in steps(made.start(session.dim, budget, 1), session, table=made.needs.table):
                 pass
             whole = time.thread_time() - started
-            per = 1e3 * spent["worker"] / ledger.evaluations
+            per = 1e3 * spent["worker"] / session.ledger.evaluations
             shares[method].append((spent["encoder"] / spent["worker"], spent["worker"] / whole, per))
     names = ("encoder_of_worker", "worker_of_loop", "worker_ms")
     medians = {method: map(statistics.median, zip(*rows, strict=True)) for method, rows in shares.items()}

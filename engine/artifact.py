@@ -7,6 +7,7 @@ Knows nothing of how the numbers were found.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -16,47 +17,70 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engine.core import Array
-from engine.errors import ArtifactError
+from engine.errors import ArtifactError, KeyholeError
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from engine.heads import Head
+
 META, ARRAYS = "keyhole.json", "prompt.safetensors"
+MOST_BYTES = {META: 64 * 2**20, ARRAYS: 8 * 2**30}
+"""Larger files are not read: a million class names, and contexts of 20,000 classes, are well below."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A tuned prompt with what one must know to use it."""
+    """A tuned prompt with what one must know to use it. What is loaded or saved has been checked (artifact_schema)."""
 
     meta: dict[str, Any]
-    """Box URI and identity, classes, template, parametrization, method, ledger, metrics, contains, licence."""
+    """`artifact_schema.Metadata` as plain values."""
     arrays: dict[str, Array]
-    """theta `(d,)`; context `(M, W)`, a context per class `(C, M, W)`, or pixels; text_features `(C, E)` where only
-    text was tuned; head tensors."""
+    """theta `(d,)`; context `(M, W)`, a context per class `(C, M, W)`, or pixels `(3, H, H)`; words, a template in
+    UTF-8 bytes; text_features `(C, E)` where only text was tuned; head tensors `head.KIND.FIELD`."""
 
     def save(self, folder: str | Path) -> Path:
-        """Write the folder, whole or not at all, in place of an earlier one."""
+        """Write the folder, whole or not at all, in place of an earlier one.
+
+        Raises:
+            ArtifactError: it could not be read back.
+        """
         from safetensors.numpy import save
 
+        from engine import artifact_schema as schema
+
         folder = Path(folder)
+        arrays = {name: np.asarray(array, order="C") for name, array in sorted(self.arrays.items())}
+        try:
+            schema.check_meta(self.meta)
+            schema.check_arrays(arrays, self.meta)
+        except KeyholeError as error:
+            raise ArtifactError(f"the artifact {folder} is not written: {error}") from error
+        data = save(arrays)
+        told = {"format": schema.FORMAT, "sha256": hashlib.sha256(data).hexdigest(), **self.meta}
         fresh = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        arrays = {name: np.ascontiguousarray(array) for name, array in sorted(self.arrays.items())}
-        (fresh / ARRAYS).write_bytes(save(arrays))
-        write_text(fresh / META, json.dumps({"format": FORMAT, **self.meta}, indent=2) + "\n")
+        (fresh / ARRAYS).write_bytes(data)
+        write_text(fresh / META, json.dumps(told, indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
         return folder
 
     @classmethod
     def load(cls, folder: str | Path) -> Artifact:
-        """Read an artifact folder, or a run folder that holds one. Raises ArtifactError for anything else."""
+        """Read an artifact folder, or a run folder that holds one. No code of it is run, whatever it says.
+
+        Raises:
+            ArtifactError: there is none, it is damaged, or of another version.
+        """
         from safetensors import SafetensorError
         from safetensors.numpy import load
+
+        from engine import artifact_schema as schema
 
         folder = Path(folder)
         if not (folder / META).exists() and (folder / "artifact" / META).exists():
@@ -64,14 +88,46 @@ class Artifact:
         if not (folder / META).exists():
             raise ArtifactError(f"{folder} holds no {META}: name a run folder or an artifact that `keyhole tune` wrote")
         try:
-            meta = json.loads((folder / META).read_text(encoding="utf-8"))
-            arrays = load((folder / ARRAYS).read_bytes())
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ArtifactError(f"{folder} cannot be read ({error}); is it a whole copy of the folder?") from error
-        version = meta.pop("format", None)
-        if version != FORMAT:
-            raise ArtifactError(f"{folder} has format {version}, this version reads {FORMAT}; update keyhole")
+            meta = json.loads(_bytes(folder / META))
+            if not isinstance(meta, dict):
+                raise ValueError(f"{META} is a {type(meta).__name__}, not an object")
+            version, checksum = meta.pop("format", None), meta.pop("sha256", None)
+            if version != schema.FORMAT:
+                raise ValueError(f"it has format {version!r:.20}, this version of keyhole reads {schema.FORMAT}")
+            schema.check_meta(meta)
+            data = _bytes(folder / ARRAYS)
+            if hashlib.sha256(data).hexdigest() != checksum:
+                raise ValueError(f"{ARRAYS} is not the file whose checksum stands in {META}")
+            arrays = load(data)
+            schema.check_arrays(arrays, meta)
+        # What safetensors makes of a damaged header is a KeyError or TypeError as well.
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, KeyholeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise ArtifactError(
+                f"{folder} cannot be used: {reason}; copy the whole folder anew, or tune again"
+            ) from error
         return cls(meta=meta, arrays=arrays)
+
+    def head(self) -> Head | None:
+        """The trained head that it holds."""
+        from engine.artifact_schema import head_of
+
+        return head_of(self.arrays, len(self.meta["classes"]))
+
+    def words(self) -> str | None:
+        """The template in words that it holds."""
+        from engine.artifact_schema import words_of
+
+        return words_of(self.arrays["words"]) if "words" in self.arrays else None
+
+
+def _bytes(path: Path) -> bytes:
+    """A file's content. Raises OSError where it is no ordinary file, ValueError where it is too large."""
+    if (size := path.stat().st_size) > MOST_BYTES[path.name]:
+        raise ValueError(f"{path.name} has {size} bytes, more than any artifact")
+    if not path.is_file():
+        raise OSError(f"{path.name} is no file")
+    return path.read_bytes()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -124,6 +124,8 @@ class TextSpec:
     """Standard deviation of the token embedding's entries: one unit of theta."""
     vocabulary: Array | None = None
     """`(V, W)` float32 rows of the token embedding, where the box shows them."""
+    words: tuple[str, ...] | None = None
+    """What its V tokens spell, where they are not all of its tokenizer's; the part of a word ends in a hyphen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +141,8 @@ class BoxSpec:
     """H in pixels."""
     text: TextSpec | None = None
     identity: dict[str, Any] = field(default_factory=dict)
-    """What must agree for an artifact to mean the same here: weights hash, preprocessing, activation, device kind."""
+    """What must agree for an artifact to mean the same here: weights hash, preprocessing, activation, URI options.
+    Device and builds are provenance, which an artifact notes apart and which need not agree."""
     path: str = "plain"
     """Which way the box computes, in words (`keyhole doctor --box` prints it)."""
 
@@ -197,6 +200,11 @@ class Task:
     """A control: neither CoOp nor a linear probe is clearly above zero-shot here."""
     test_of: int | None = None
     """Images of the whole test split, where `test` is a part of it that was drawn; None: it is whole."""
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The three splits by name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
 
 
 Staged = Any
@@ -324,8 +332,23 @@ class Evaluator(Protocol):
         """Losses of `(P, d)` candidates on these rows of a split, train, val or test (None: all rows)."""
         ...
 
-    def call(self, name: str, *args: Any) -> Any:
-        """Any other question to the problem, by the name of its method."""
+    def read(self, theta: Array | None, split: str, *, whole: bool) -> Reply:
+        """The answer for one candidate `(d,)`, or for the template itself (None), on a whole split.
+
+        Its outputs are those of all rows with `whole`, else text features alone, where they are given for the prompt.
+        """
+        ...
+
+    def describe(self) -> tuple[BoxSpec, int, bool]:
+        """The box's spec, d, and whether validation answers follow from text features that came back anyway."""
+        ...
+
+    def decode(self, theta: Array) -> dict[str, Array]:
+        """The prompt of one candidate as an artifact keeps it. Nothing is asked of the box."""
+        ...
+
+    def templates(self) -> Array:
+        """`(T, d)` the whole templates of a prompt in words that the box knows. Nothing is asked of the box."""
         ...
 
     def fingerprint(self) -> dict[str, Any]:

@@ -23,6 +23,10 @@ class TaskError(KeyholeError, ValueError):
     """A task, an image or a class name that cannot be used."""
 
 
+class UnknownWordsError(TaskError):
+    """Class names or a template with words that a box does not know."""
+
+
 class ArtifactError(KeyholeError, ValueError):
     """An artifact, checkpoint or run folder that cannot be read or written."""
 
@@ -43,6 +47,11 @@ class BoxError(KeyholeError, RuntimeError):
 
 class TransientBoxError(BoxError):
     """A box that failed for now: whoever asked may ask again."""
+
+
+def extra(name: str) -> str:
+    """What to do about an optional extra that is missing, for a message. Keyhole is in no package index."""
+    return f"in Keyhole's checkout: pip install -e '.[{name}]'"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

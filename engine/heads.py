@@ -17,11 +17,12 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from engine.core import Array, Outputs
-from engine.errors import RecipeError, RefusedError, TaskError, nearest
+from engine.errors import ArtifactError, RecipeError, RefusedError, TaskError, nearest
 from engine.mixtures import MixtureHead
 from engine.noise import Purpose, rng
 from engine.objectives import cross_entropy
 from engine.score_heads import ScoreAdapterHead, fit_score_adapter, log_probabilities
+from engine.threads import limited
 
 Examples = tuple[Array, Array]
 """Features `(n, E)` and their labels `(n,)`."""
@@ -42,6 +43,13 @@ class Head(Protocol):
 
     kind: ClassVar[str]
     """What `restore` knows it by."""
+    shapes: ClassVar[Mapping[str, str]]
+    """Axes of its arrays, a letter each; its other fields are numbers."""
+
+    @property
+    def width(self) -> int:
+        """Numbers that it reads of an image: E, or C for a head on scores."""
+        ...
 
     @property
     def val_loss(self) -> float:
@@ -62,6 +70,7 @@ class LinearHead:
     """`features @ weight.T + bias`: what `linear` and `gda` come down to."""
 
     kind: ClassVar[str] = "linear"
+    shapes: ClassVar[Mapping[str, str]] = {"weight": "CE", "bias": "C"}
 
     weight: Array
     """`(C, E)` float32."""
@@ -70,6 +79,10 @@ class LinearHead:
     chosen: float
     """The setting that validation chose: C of `linear`, the weight of the Gaussian part of `gda`."""
     val_loss: float
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[1]
 
     def scores(self, features: Array) -> Array:
         return features @ self.weight.T + self.bias
@@ -86,6 +99,7 @@ class CacheHead:
     """
 
     kind: ClassVar[str] = "tip"
+    shapes: ClassVar[Mapping[str, str]] = {"text": "CE", "keys": "nE", "labels": "n"}
 
     text: Array
     """`(C, E)` float32."""
@@ -99,6 +113,10 @@ class CacheHead:
     beta: float
     """Sharpness of likeness."""
     val_loss: float
+
+    @property
+    def width(self) -> int:
+        return self.text.shape[1]
 
     def scores(self, features: Array) -> Array:
         # Zhang et al. 2022 (arXiv 2111.03930), eqs. 3-5: A = exp(-beta (1 - f F^T)), logits = alpha A L + f W^T.
@@ -115,6 +133,7 @@ class AdapterHead:
     """CLIP-Adapter: image features pass a bottleneck, blended with themselves, before they meet the text features."""
 
     kind: ClassVar[str] = "clip-adapter"
+    shapes: ClassVar[Mapping[str, str]] = {"text": "CE", "down": "EK", "up": "KE"}
 
     text: Array
     """`(C, E)` float32."""
@@ -126,6 +145,10 @@ class AdapterHead:
     ratio: float
     """Share of the adapted features, in [0, 1]; 0 is zero-shot."""
     val_loss: float
+
+    @property
+    def width(self) -> int:
+        return self.text.shape[1]
 
     def scores(self, features: Array) -> Array:
         # Gao et al. 2021 (arXiv 2110.04544), eqs. 5 and 8.
@@ -167,15 +190,41 @@ def fit(
             raise TaskError(f"{split} has {features.shape=} and {labels.shape=}; give (n, E) and (n,) with n >= 1")
     if text is None and name not in ("linear", "gda") and not on_scores(name):
         raise RefusedError(f"head {name!r} needs the classes' text features, which this box does not give; use linear")
-    return HEADS[name](train, val, text, scale, seed)
+    if name in ("linear", "linear-anchored", "clip-adapter", "auto"):
+        import torch  # noqa: F401  (loaded before its threads are limited)
+    with limited(1):  # the same bits whoever fits
+        return HEADS[name](train, val, text, scale, seed)
 
 
-def restore(kind: str, state: Mapping[str, Array]) -> Head:
-    """The head that `state_dict` was taken of."""
+def restore(kind: str, state: Mapping[str, Array], classes: int | None = None) -> Head:
+    """The head that `state_dict` was taken of.
+
+    Args:
+        kind: of the head.
+        state: its arrays and numbers, perhaps damaged.
+        classes: C, where it is known.
+
+    Raises:
+        RecipeError: an unknown kind.
+        ArtifactError: something is missing or too much, or its type or shape does not fit the rest.
+    """
     every: tuple[Any, ...] = (LinearHead, CacheHead, AdapterHead, ScoreAdapterHead, MixtureHead)
     kinds = {head.kind: head for head in every}
     if kind not in kinds:
-        raise RecipeError(f"head kind {kind!r} is unknown; allowed are {', '.join(kinds)}{nearest(kind, kinds)}")
+        raise RecipeError(f"head kind {kind[:50]!r} is unknown; allowed are {', '.join(kinds)}{nearest(kind, kinds)}")
+    names = {field.name for field in fields(kinds[kind])}
+    if wrong := sorted(names ^ set(state)):
+        raise ArtifactError(f"head {kind!r} {'lacks' if wrong[0] in names else 'has no'} {wrong[0][:50]!r}")
+    sizes = {} if classes is None else {"C": classes}
+    for name, array in state.items():
+        letters: str = kinds[kind].shapes.get(name, "")
+        dtype = np.int64 if name == "labels" else np.float32 if letters else np.float64
+        if (array.dtype, array.ndim) != (dtype, len(letters)) or any(
+            sizes.setdefault(letter, count) != count for letter, count in zip(letters, array.shape, strict=True)
+        ):
+            raise ArtifactError(f"head {kind!r}: {name} is {array.dtype} {array.shape}, which does not fit the rest")
+    if "labels" in state and not ((state["labels"] >= 0) & (state["labels"] < sizes["C"])).all():
+        raise ArtifactError(f"head {kind!r}: labels name classes that there are not")
     return _from_state(kinds[kind], state)
 
 

@@ -33,6 +33,8 @@ class Ledger:
     retries: int = 0
     duplicates: int = 0
     bytes: int = 0
+    followed: int = 0
+    """Pairs of answers that followed from others already booked, computed by the box again instead of being held."""
     cost: float = 0.0
     """Money, for a box that has a price."""
     staged: list[str] = field(default_factory=list)
@@ -62,15 +64,28 @@ class Ledger:
         Raises BudgetError if the budget does not cover it: an invariant of whoever asked too much.
         """
         due = reply.pairs if pairs is None else pairs
-        if due > self.pairs_left:
-            raise BudgetError(f"{due} pairs asked with {self.pairs_left} left of a budget of {self.budget} evaluations")
+        self.cover(due)
         self.pairs += due
+        self.followed += reply.pairs - due
         self._work(reply)
+
+    def cover(self, pairs: int) -> None:
+        """Raise BudgetError if the budget does not cover this many more pairs."""
+        if pairs > self.pairs_left:
+            raise BudgetError(
+                f"{pairs} pairs asked with {self.pairs_left} left of a budget of {self.budget} evaluations; allow more"
+            )
 
     def charge_test(self, reply: Reply) -> None:
         """Book the final test read, apart from the budget."""
         self.test_pairs += reply.pairs
         self._work(reply)
+
+    def charge_again(self, reply: Reply) -> None:
+        """Book an answer that was booked before and lost with its process: a retry."""
+        self.retries += 1 + reply.retries
+        self.duplicates += reply.duplicates
+        self.bytes += reply.bytes
 
     def _work(self, reply: Reply) -> None:
         self.sequences += reply.work.sequences
@@ -85,7 +100,7 @@ class Ledger:
     def counts(self) -> dict[str, Any]:
         """What `result.json` tells."""
         told = asdict(self)
-        for name in ("images", "budget", "staged"):
+        for name in ("images", "budget", "staged", "followed"):
             del told[name]
         return {"evaluations": self.evaluations, **told}
 

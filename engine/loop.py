@@ -6,7 +6,6 @@ callbacks. Knows nothing of files, of Ray and of the command line.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -15,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from engine.core import Array, Evaluator, Feedback, Search
+from engine.core import Array, Feedback, Search
 from engine.errors import ArtifactError, BoxError, BudgetError
 from engine.ledger import Ledger
 from engine.noise import Purpose, rng
+from engine.session import Session, key_of
 
 LOOKS = 20
 """How often a run reads the validation split to select what it will keep."""
@@ -71,11 +71,8 @@ class Step:
 
 def steps(
     search: Search,
-    evaluator: Evaluator,
+    session: Session,
     *,
-    ledger: Ledger,
-    num_val: int,
-    free_looks: bool = False,
     batch: int | None = None,
     rows: int | None = None,
     looks: int = LOOKS,
@@ -87,10 +84,8 @@ def steps(
 
     Args:
         search: a fresh search (with `resume`: it is brought to where it was).
-        evaluator: where candidates are evaluated.
-        ledger: the account, with the budget; the loop never asks for more than it covers.
-        num_val: validation images; 0: no validation, the lowest training loss is selected.
-        free_looks: validation answers follow from text features that came back anyway, so they are not charged.
+        session: where candidates are evaluated and booked; the loop never asks for more than its budget covers.
+            Without validation images the lowest training loss is selected.
         batch: most candidates a round (None: as many as the search likes).
         rows: images a round, chosen from (seed, step) (None: all N).
         looks: validation readings in a run.
@@ -101,13 +96,14 @@ def steps(
     Raises BudgetError for a budget that does not cover the template, ArtifactError for a state of another shape,
     BoxError when theta = 0 itself cannot be evaluated.
     """
-    least = ledger.images + (0 if free_looks else num_val)
+    ledger = session.ledger
+    least = ledger.images + (0 if session.free_looks else session.size("val"))
     if ledger.budget * ledger.images < least:
         raise BudgetError(
             f"budget={ledger.budget}: the template and its validation alone take {least / ledger.images:.2f} "
             "evaluations; allow more"
         )
-    run = _Run(search, evaluator, ledger, num_val, free_looks, looks)
+    run = _Run(search, session, looks)
     if resume is not None:
         run.restore(resume)
     N = ledger.images
@@ -138,13 +134,11 @@ def kept_back(ledger: Ledger, num_val: int) -> int:
 class _Run:
     """What changes from round to round; all of it goes into a checkpoint."""
 
-    def __init__(
-        self, search: Search, evaluator: Evaluator, ledger: Ledger, num_val: int, free_looks: bool, looks: int
-    ) -> None:
-        self.search, self.evaluator, self.ledger = search, evaluator, ledger
-        self.num_val, self.free_looks = num_val, free_looks
-        self.every = ledger.budget / max(1, looks)
-        self.reserve = kept_back(ledger, num_val)
+    def __init__(self, search: Search, session: Session, looks: int) -> None:
+        self.search, self.session, self.ledger = search, session, session.ledger
+        self.num_val = session.size("val")
+        self.every = self.ledger.budget / max(1, looks)
+        self.reserve = kept_back(self.ledger, self.num_val)
         self.step = 0
         self.best_loss = self.zero_loss = math.nan
         self.best: Look | None = None
@@ -154,14 +148,13 @@ class _Run:
         self.started = time.monotonic()
 
     def evaluate(self, thetas: Array, chosen: Array | None, *, table: bool) -> Any:
-        """Evaluate and book training candidates; remember what the whole training set said of each."""
-        reply = self.evaluator.evaluate(thetas, chosen, table=table)
-        self.ledger.charge(reply)
+        """Evaluate training candidates; remember what the whole training set said of each."""
+        reply = self.session.evaluate(thetas, chosen, table=table)
         for theta, loss in zip(thetas, reply.losses, strict=True):
             if self.step == 0 and math.isnan(self.zero_loss) and not theta.any():
                 self.zero_loss = float(loss)
             if chosen is None:
-                self.answered[_key(theta)] = float(loss)
+                self.answered[key_of(theta)] = float(loss)
         return reply
 
     def finish(self, losses: Array, rows: int) -> Step:
@@ -199,18 +192,18 @@ class _Run:
     def look(self, theta: Array) -> Look | None:
         """Read the validation split for one candidate; None if the budget does not cover it."""
         theta = np.asarray(theta, np.float32)
-        train_loss = self.answered.get(_key(theta))
+        train_loss = self.answered.get(key_of(theta))
         if not self.num_val:
             loss = self.best_loss if train_loss is None else train_loss
             return Look(
                 theta=theta, val_loss=loss, val_accuracy=math.nan, evaluations=self.ledger.evaluations,
                 train_loss=train_loss,
             )  # fmt: skip
-        free = self.free_looks and train_loss is not None
+        follows = train_loss is not None
+        free = (self.session.free_looks and follows) or self.session.holds(theta, "val")
         if not free and self.num_val > self.ledger.pairs_left:
             return None
-        reply = self.evaluator.evaluate(theta[None], None, split="val")
-        self.ledger.charge(reply, pairs=0 if free else None)
+        reply = self.session.read(theta, "val", follows=follows)
         val_loss = float(reply.losses[0])
         return Look(
             theta=theta,
@@ -230,6 +223,7 @@ class _Run:
             "next_look": self.next_look,
             "seconds": self.before + time.monotonic() - self.started,
             "ledger": self.ledger.state_dict(),
+            "session": self.session.state_dict(),
             "best": {**vars(self.best)},
             "answered_keys": np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), 16),
             "answered_losses": np.array([self.answered[key] for key in keys], np.float64),
@@ -244,6 +238,7 @@ class _Run:
             self.next_look = float(state["next_look"])
             self.before = float(state["seconds"])
             self.ledger.load_state_dict(state["ledger"])
+            self.session.load_state_dict(state["session"])
             self.best = Look(**state["best"])
             keys = [row.tobytes() for row in state["answered_keys"]]
             self.answered = dict(zip(keys, state["answered_losses"].tolist(), strict=True))
@@ -252,7 +247,3 @@ class _Run:
             raise ArtifactError(
                 f"this checkpoint does not fit the run ({error!r}); was it written by another version or recipe?"
             ) from error
-
-
-def _key(theta: Array) -> bytes:
-    return hashlib.blake2b(theta.tobytes(), digest_size=16).digest()

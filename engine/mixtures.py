@@ -9,6 +9,7 @@ Letters: T templates, C classes, E joint width, n rows. Knows nothing of words a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -28,6 +29,7 @@ class MixtureHead:
     """Class rows that are a weighted mean of several templates'."""
 
     kind: ClassVar[str] = "templates"
+    shapes: ClassVar[Mapping[str, str]] = {"text": "CE", "weights": "T"}
 
     text: Array
     """`(C, E)` float32 classifier rows; not of unit length, unless it is the plain ensemble."""
@@ -35,6 +37,10 @@ class MixtureHead:
     """`(T,)` float32, on the simplex, in the order in which the templates were asked."""
     scale: float
     val_loss: float
+
+    @property
+    def width(self) -> int:
+        return self.text.shape[1]
 
     def scores(self, features: Array) -> Array:
         """`(n, E)` image features -> `(n, C)` float32 logits."""

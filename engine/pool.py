@@ -8,11 +8,12 @@ Knows nothing of search methods and of budgets.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import time
 from collections import deque
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,8 @@ import numpy as np
 from engine.core import Array, BoxSpec, Reply
 from engine.errors import BoxError, KeyholeError, RecipeError
 from engine.phases import phase
-from engine.problem import Problem, ProblemSpec, join
+from engine.problem import OpenBox, Problem, ProblemSpec, join
+from engine.threads import limited
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,10 @@ OPENING_S = 600.0
 """How long a worker may take to start and to open the box, which may mean reading gigabytes of weights."""
 STRAGGLER_S = 5.0
 """A chunk this late near a step's end is also given to an idle worker; the first answer counts."""
+RAYLET_S = 3.0
+"""Seconds between looks whether Ray itself still runs on this machine."""
+QUICK_S = 0.02
+"""Chunks answered faster than this travel together, one call a worker: a call itself takes a millisecond or two."""
 
 
 class Serial:
@@ -45,25 +51,43 @@ class Serial:
     Args:
         spec: the problem.
         chunk: candidates evaluated together; part of what "the same bits" means.
+        common: the box where it is open already.
     """
 
     workers = 0
 
-    def __init__(self, spec: ProblemSpec, *, chunk: int = 2) -> None:
+    def __init__(self, spec: ProblemSpec, *, chunk: int = 2, common: OpenBox | None = None) -> None:
         self.chunk = chunk
-        self.problem = Problem(spec)
-        self.describe = self.problem.describe
+        self.threads = spec.threads
+        self.problem = Problem(spec, common)
+
+    def describe(self) -> tuple[BoxSpec, int, bool]:
+        """The box's spec, d, and whether validation is free."""
+        return self.problem.describe()
 
     def evaluate(self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False) -> Reply:
         """Losses of `(P, d)` candidates on these rows of a split (None: all)."""
-        return join([self.problem.evaluate(part, rows, split, table) for part in _chunks(thetas, self.chunk)])
+        with limited(self.threads):
+            return join([self.problem.evaluate(part, rows, split, table) for part in _chunks(thetas, self.chunk)])
 
-    def call(self, name: str, *args: Any) -> Any:
-        """Any other question to the problem: `image_features`, `decoded`, `cross_entropy`, ..."""
-        return getattr(self.problem, name)(*args)
+    def read(self, theta: Array | None, split: str, *, whole: bool) -> Reply:
+        """The answer for one candidate, or for the template itself (None), on a whole split."""
+        with limited(self.threads):
+            return self.problem.read(theta, split, whole)
+
+    def decode(self, theta: Array) -> dict[str, Array]:
+        """The prompt of one candidate, as an artifact keeps it."""
+        with limited(self.threads):
+            return self.problem.decode(theta)
+
+    def templates(self) -> Array:
+        """`(T, d)` the whole templates of a prompt in words."""
+        return self.problem.templates()
 
     def fingerprint(self) -> dict[str, Any]:
-        return self.problem.fingerprint()
+        """Device, builds and the bits of a canary."""
+        with limited(self.threads):
+            return self.problem.fingerprint()
 
     def close(self) -> None:
         """Nothing to end."""
@@ -77,10 +101,16 @@ class _Worker:
 
     def open(self) -> dict[str, Any]:
         self.problem = Problem(self.spec)
-        return self.problem.fingerprint()
+        return self.call("fingerprint")
 
     def call(self, name: str, *args: Any) -> Any:
-        return getattr(self.problem, name)(*args)
+        with limited(self.spec.threads):
+            return getattr(self.problem, name)(*args)
+
+    def evaluate(self, parts: list[Array], bare: bool, *args: Any) -> list[Reply]:
+        """A reply for each part; `bare`: without the images' features, which the driver has."""
+        replies = [self.call("evaluate", part, *args) for part in parts]
+        return [replace(each, outputs=replace(each.outputs, image=None)) for each in replies] if bare else replies
 
     def pid(self) -> int:
         return os.getpid()
@@ -88,9 +118,11 @@ class _Worker:
 
 @dataclass(eq=False)
 class _Job:
-    """One call to the problem, until it is answered."""
+    """One call of an actor's method, until it is answered."""
 
+    method: str
     args: tuple[Any, ...]
+    chunks: int = 1
     tries: int = 0
     copies: int = 0
     answer: Any = None
@@ -149,9 +181,16 @@ class RayPool:
         self._opening: dict[Any, Any] = {}  # actor -> the fingerprint that it still owes
         self._flying: dict[Any, _Flight] = {}  # call -> where it is
         self._identity: dict[str, Any] = {}
-        self._encoded = {"train"}  # splits that workers have begun to encode
+        self._described: tuple[BoxSpec, int, bool] | None = None
+        self._images: dict[str, Array] = {}
+        """Image features `(1, n, E)` of a split that no candidate moves: sent once, not with every chunk."""
+        self._raylet_seen = 0.0
+        self._chunk_s = math.inf
+        """Shortest time from sending a chunk to its answer."""
+        self._asked: set[str] = set()
+        """Splits that workers have begun to encode."""
         try:
-            with phase(f"opening {spec.box} and encoding train images in {_count(workers)}"):
+            with phase(f"opening {spec.box} in {_count(workers)}"):
                 for _ in range(workers):
                     self._hire()
                 self._identity = self._first_fingerprint()
@@ -161,21 +200,43 @@ class RayPool:
 
     def evaluate(self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False) -> Reply:
         """Losses of `(P, d)` candidates on these rows of a split (None: all)."""
-        jobs = [_Job(("evaluate", part, rows, split, table)) for part in _chunks(thetas, self.chunk)]
-        new, self._encoded = split not in self._encoded, self._encoded | {split}
-        with phase(f"encoding {split} images in {_count(self.workers)}") if new else nullcontext():
+        known = self._images.get(split) if table else None
+        chunks = _chunks(thetas, self.chunk)
+        each = -(-len(chunks) // self.workers) if self._chunk_s < QUICK_S else 1
+        groups = [chunks[start : start + each] for start in range(0, len(chunks), each)]
+        jobs = [_Job("evaluate", (group, known is not None, rows, split, table), chunks=len(group)) for group in groups]
+        with self._encoding(split):
             retries, duplicates = self._dispatch(jobs)
-        return replace(join([job.answer for job in jobs]), retries=retries, duplicates=duplicates)
+        reply = replace(join([each for job in jobs for each in job.answer]), retries=retries, duplicates=duplicates)
+        if not table or reply.outputs is None or not self.describe()[2]:
+            return reply
+        if known is not None:
+            image = known if rows is None else known[:, rows]
+            return replace(reply, outputs=replace(reply.outputs, image=image))
+        if rows is None and reply.outputs.image is not None:
+            self._images[split] = reply.outputs.image
+        return reply
 
-    def call(self, name: str, *args: Any) -> Any:
-        """Any other question to the problem, answered by one worker."""
-        job = _Job((name, *args))
-        self._dispatch([job])
-        return job.answer
+    def read(self, theta: Array | None, split: str, *, whole: bool) -> Reply:
+        """The answer for one candidate, or for the template itself (None), on a whole split."""
+        job = _Job("call", ("read", theta, split, whole))
+        with self._encoding(split):
+            retries, duplicates = self._dispatch([job])
+        return replace(job.answer, retries=retries, duplicates=duplicates)
+
+    def decode(self, theta: Array) -> dict[str, Array]:
+        """The prompt of one candidate, as an artifact keeps it."""
+        return self._one("decode", theta)
+
+    def templates(self) -> Array:
+        """`(T, d)` the whole templates of a prompt in words."""
+        return self._one("templates")
 
     def describe(self) -> tuple[BoxSpec, int, bool]:
         """The box's spec, d, and whether validation is free."""
-        return self.call("describe")
+        if self._described is None:
+            self._described = self._one("describe")
+        return self._described
 
     def fingerprint(self) -> dict[str, Any]:
         """What all workers share: device, builds and the bits of a canary."""
@@ -195,6 +256,19 @@ class RayPool:
             self._ray.shutdown()
 
     # -----------------------------------------------------------------------------------------------------------------
+
+    def _encoding(self, split: str) -> AbstractContextManager[None]:
+        """A phase where the workers meet the images of a split for the first time."""
+        if split in self._asked:
+            return nullcontext()
+        self._asked.add(split)
+        return phase(f"encoding {split} images in {_count(self.workers)}")
+
+    def _one(self, name: str, *args: Any) -> Any:
+        """What one worker says to a question that costs nothing."""
+        job = _Job("call", (name, *args))
+        self._dispatch([job])
+        return job.answer
 
     def _hire(self) -> None:
         actor = self._make(self._spec)
@@ -228,14 +302,48 @@ class RayPool:
                 "use nodes of one kind, or allow it with pool.mixed=true"
             )
 
+    def _check_raylet(self, now: float) -> None:
+        """Raise BoxError where Ray itself has ended on this machine; looked for every few seconds.
+
+        Workers outlive their raylet by some ten seconds; then Ray's own code ends this process without a word.
+        """
+        if now - self._raylet_seen < RAYLET_S:
+            return
+        self._raylet_seen = now
+        node = self._ray.get_runtime_context().worker.node
+        with socket.socket(socket.AF_UNIX) as raylet:
+            try:
+                raylet.connect(node.raylet_socket_name)
+            except OSError as error:
+                raise BoxError(
+                    "Ray's raylet on this machine has ended (killed, or out of memory?), and the workers with it; "
+                    "start Ray again if it was yours, then go on with --resume, perhaps with fewer --workers"
+                ) from error
+
+    def _greet(self) -> None:
+        """Take note of the workers that have opened the box meanwhile. One that died is found by its next call."""
+        owed = {ref: actor for actor, ref in self._opening.items()}
+        if not owed:
+            return
+        for ref in self._ray.wait(list(owed), num_returns=len(owed), timeout=0)[0]:
+            try:
+                self._check(owed[ref])
+            except self._ray.exceptions.RayTaskError as error:
+                raise _cause(error) from None
+            except self._ray.exceptions.RayActorError:
+                continue
+
     def _dispatch(self, jobs: list[_Job]) -> tuple[int, int]:
         """Answer all jobs; the number of calls issued again, and of calls issued twice."""
         ray = self._ray
         todo = deque(jobs)
         retries = duplicates = 0
         while not all(job.done for job in jobs):
-            depth = DEPTH if len(todo) > len(self._load) else 1
-            for actor in sorted(self._load, key=lambda a: self._load[a]):
+            self._greet()
+            # Whoever is still opening the box is waited for only where nobody else can answer.
+            open_ones = [actor for actor in self._load if actor not in self._opening] or list(self._load)
+            depth = DEPTH if len(todo) > len(open_ones) else 1
+            for actor in sorted(open_ones, key=lambda a: self._load[a]):
                 while todo and self._load[actor] < depth:
                     self._send(actor, todo.popleft())
             if not todo:
@@ -256,8 +364,11 @@ class RayPool:
                 self._load[flight.actor] -= 1
                 if not flight.job.done:
                     flight.job.answer, flight.job.done = answer, True
+                    if flight.job.method == "evaluate":
+                        self._chunk_s = min(self._chunk_s, (time.monotonic() - flight.sent) / flight.job.chunks)
             now = time.monotonic()
             lost |= {flight.actor for flight in self._flying.values() if now > flight.deadline}
+            self._check_raylet(now)
             for actor in lost:
                 again = self._replace(actor)
                 retries += len(again)
@@ -268,8 +379,9 @@ class RayPool:
         job.copies += 1
         self._load[actor] += 1
         now = time.monotonic()
-        deadline = now + self.timeout_s * self._load[actor] + (OPENING_S if actor in self._opening else 0)
-        self._flying[actor.call.remote(*job.args)] = _Flight(actor, job, now, deadline)
+        patience = self.timeout_s * job.chunks * self._load[actor]
+        deadline = now + patience + (OPENING_S if actor in self._opening else 0)
+        self._flying[getattr(actor, job.method).remote(*job.args)] = _Flight(actor, job, now, deadline)
 
     def _replace(self, actor: Any) -> list[_Job]:
         """Take leave of a lost or late worker and hire another; its unanswered jobs, to be given to others."""
@@ -327,8 +439,9 @@ def reach(address: str) -> None:
         raise RecipeError(f"Ray address {address!r} must be HOST:PORT, as `ray start` prints it, or auto")
     try:
         socket.create_connection((host, int(port)), timeout=REACH_S).close()
-    except OSError as error:
-        raise BoxError(f"no Ray at {address} ({error.strerror or error}); check --address and RAY_ADDRESS") from error
+    except (OSError, OverflowError, UnicodeError) as error:  # nobody there; no such port; no such name
+        why = error.strerror if isinstance(error, OSError) else None
+        raise BoxError(f"no Ray at {address} ({why or error}); check --address and RAY_ADDRESS") from error
 
 
 def _connect(workers: int, cpus: float) -> tuple[Any, bool]:

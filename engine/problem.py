@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from engine.boxes import open_box
-from engine.core import Array, BoxSpec, Outputs, Parametrization, Prompts, Reply, Split, Staged, Work
+from engine.core import Array, BlackBox, BoxSpec, Outputs, Parametrization, Prompts, Reply, Split, Staged, Work
 from engine.errors import RefusedError
-from engine.objectives import cross_entropy, make_objective
+from engine.noise import Purpose, rng
+from engine.objectives import make_objective
 from engine.phases import phase
 from engine.prompts import make_prompt
 
 CANARY_ROWS = 8
+SHARED = ("test",)
+"""Splits that do not depend on the few-shot sample: staged once a box."""
 TABLE = 2**22
 """Most numbers of a candidate's answer, 16 MB, that leave the process it was made in: of 1,000 classes 4,194 rows.
 Losses are of all rows whatever the table holds."""
@@ -45,18 +47,45 @@ class ProblemSpec:
     threads: int | None = 1
 
 
-class Problem:
-    """The live problem of one process: the box open, images staged when a split is first used."""
+@dataclass(frozen=True)
+class OpenBox:
+    """A box that problems of one process share, for one task's classes and template, with what they all read of it."""
 
-    def __init__(self, spec: ProblemSpec) -> None:
+    box: BlackBox
+    staged: dict[str, tuple[Staged, int]] = field(default_factory=dict)
+    """Of the splits in `SHARED`: the images, and how many were encoded for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryImages:
+    """Images of noise, the same everywhere: an `ImageSource` that holds nothing of a task."""
+
+    def __len__(self) -> int:
+        return CANARY_ROWS
+
+    def read(self, rows: Sequence[int]) -> list[Array]:
+        """uint8 RGB arrays `(64, 64, 3)`."""
+        return [rng(0, int(row), Purpose.CANARY).integers(0, 256, (64, 64, 3), np.uint8) for row in rows]
+
+
+class Problem:
+    """The live problem of one process: the box open, images staged when a split is first used.
+
+    Args:
+        spec: the description.
+        common: the box where it is open already, for the same classes and template; None: it is opened.
+    """
+
+    def __init__(self, spec: ProblemSpec, common: OpenBox | None = None) -> None:
         self.spec = spec
-        if spec.threads is not None:
-            # NumPy's products too: the order of a sum may depend on the number of threads, and with it the bits.
-            threadpool_limits(limits=spec.threads)
-        with phase(f"opening {spec.box}"):
-            self.box = open_box(
-                spec.box, classes=spec.classes, template=spec.template, device=spec.device, threads=spec.threads
-            )
+        if common is None:
+            with phase(f"opening {spec.box}"):
+                box = open_box(
+                    spec.box, classes=spec.classes, template=spec.template, device=spec.device, threads=spec.threads
+                )
+            common = OpenBox(box)
+        self._common = common
+        self.box = self._common.box
         self.prompt: Parametrization = make_prompt(spec=self.box.spec, **spec.prompt)
         objective = spec.objective
         if objective == "auto":
@@ -66,6 +95,7 @@ class Problem:
                 objective = "cross-entropy"
         self.objective = make_objective(objective)
         self._staged: dict[str, tuple[Staged, int]] = {}
+        self._canary: str | None = None
         probe = self.prompt.decode(np.zeros((1, self.prompt.dim), np.float32))
         refused = probe.needs() - self.box.spec.accepts
         if refused:
@@ -84,93 +114,58 @@ class Problem:
     def _moves_images(self) -> bool:
         return bool(self.prompt.decode(np.zeros((1, self.prompt.dim), np.float32)).needs() & {"pixels", "tokens"})
 
-    def staged(self, split: str) -> Staged:
-        """The images of a split where the box lives, brought there at first use."""
-        return self._stage(split)[0]
-
     def _stage(self, split: str) -> tuple[Staged, int]:
-        if split not in self._staged:
+        """The images of a split where the box lives, brought there at first use; how many were encoded for it."""
+        held = self._common.staged if split in SHARED else self._staged
+        if split not in held:
             self.box.work()
             source = self.spec.splits[split].source
             with phase(f"encoding {split} images", len(source)):
                 images = self.box.stage(source)
-            self._staged[split] = images, self.box.work().image_encodes
-        return self._staged[split]
-
-    def answer(self, prompts: Prompts, rows: Array, split: str) -> Outputs:
-        """The box's own outputs."""
-        return self.box.answer(prompts, self.staged(split), rows)
+            held[split] = images, self.box.work().image_encodes
+        return held[split]
 
     def evaluate(self, thetas: Array, rows: Array | None = None, split: str = "train", table: bool = False) -> Reply:
         """Losses of `(P, d)` candidates on these rows of a split (None: all); NaN where an answer is not finite."""
-        reply = self._reply(self.prompt.decode(thetas), rows, split, table)
-        return replace(reply, bytes=thetas.nbytes + 16 * len(thetas))  # candidates there; a loss and a count back
-
-    def beside_template(self, theta: Array, split: str = "test") -> Reply:
-        """The template itself and then a candidate on a whole split; the template alone where they are the same.
-
-        theta = 0 need not be the template: with more tokens than it has, its words are repeated.
-        """
-        prompts, spec = self.prompt.decode(theta[None]), self.box.spec.text
-        same = prompts.context is None or (
-            spec is not None
-            and prompts.context.shape[-2:] == spec.context.shape
-            and bool((prompts.context == spec.context).all())
-        )
-        both = [Prompts(count=1)] + [prompts] * bool(theta.any() or not same)
-        return join([self._reply(each, None, split, False) for each in both])
-
-    def _reply(self, prompts: Prompts, rows: Array | None, split: str, table: bool) -> Reply:
         if rows is None:
             rows = np.arange(len(self.spec.splits[split]))
-        staged = self._stage(split)[1]
-        self.box.work()  # what was done besides (a canary, a head's features) is not this answer's
-        outputs = self.answer(prompts, rows, split)
+        reply, outputs, labels = self._reply(self.prompt.decode(thetas), rows, split)
+        if table:  # all rows, or as many evenly spaced ones as `TABLE` allows
+            moving = outputs.scores if outputs.scores is not None else outputs.image if self._moves_images() else None
+            step = 1 if moving is None else -(-moving[0].size // TABLE)
+            reply = replace(reply, outputs=outputs.every(step) if step > 1 else outputs, labels=labels[::step])
+        return replace(reply, bytes=thetas.nbytes + 16 * len(thetas))  # candidates there; a loss and a count back
+
+    def read(self, theta: Array | None, split: str, whole: bool) -> Reply:
+        """The answer for one candidate `(d,)`, or for the template itself (None), on a whole split.
+
+        Its outputs are those of all rows with `whole`, else text features alone, where they are given for the prompt.
+        theta = 0 need not be the template: with more tokens than it has, its words are repeated.
+        """
+        prompts = Prompts(count=1) if theta is None else self.prompt.decode(theta[None])
+        reply, outputs, _ = self._reply(prompts, np.arange(len(self.spec.splits[split])), split)
+        if not whole:
+            outputs = Outputs(text=None if self._moves_images() else outputs.text, scale=outputs.scale)
+        return replace(reply, outputs=outputs, bytes=16 + (0 if theta is None else theta.nbytes))
+
+    def _reply(self, prompts: Prompts, rows: Array, split: str) -> tuple[Reply, Outputs, Array]:
+        """The reply without its table, the whole outputs, and the labels of these rows."""
+        images, staged = self._stage(split)
+        self.box.work()  # what was done besides (a canary) is not this answer's
+        outputs = self.box.answer(prompts, images, rows)
         labels = self.spec.splits[split].labels[rows]
         losses = np.asarray(self.objective(outputs, labels), np.float64)
-        return Reply(
+        reply = Reply(
             losses=np.where(np.isfinite(losses), losses, np.nan),
             correct=(outputs.predictions() == labels).sum(-1).astype(np.int64).reshape(len(prompts)),
             pairs=len(prompts) * len(rows),
             work=self.box.work(),
             split=split,
             staged=staged,
-            **(self._table(outputs, labels) if table else {}),
         )
+        return reply, outputs, labels
 
-    def _table(self, outputs: Outputs, labels: Array) -> dict[str, Any]:
-        """What a search is told besides losses: the answers on so many evenly spaced rows as `TABLE` allows."""
-        moving = outputs.scores if outputs.scores is not None else outputs.image if self._moves_images() else None
-        step = 1 if moving is None else -(-moving[0].size // TABLE)
-        return {"outputs": outputs.every(step) if step > 1 else outputs, "labels": labels[::step]}
-
-    def cross_entropy(self, theta: Array, split: str = "train") -> float | None:
-        """Plain cross-entropy of one candidate on a whole split; None where the box gives no scores."""
-        rows = np.arange(len(self.spec.splits[split]))
-        outputs = self.answer(self.prompt.decode(theta[None]), rows, split)
-        if outputs.scores is None and outputs.text is None:
-            return None
-        return float(cross_entropy(outputs, self.spec.splits[split].labels)[0])
-
-    def features(self, split: str, theta: Array) -> tuple[Array, Array, float]:
-        """What heads are trained on: image `(n, E)` and text `(C, E)` features under a candidate, and the scale.
-
-        Raises RefusedError where features are not given.
-        """
-        prompts = self.prompt.decode(theta[None])
-        outputs = self.answer(prompts, np.arange(len(self.spec.splits[split])), split)
-        if outputs.image is None or outputs.text is None:
-            raise RefusedError(
-                f"a head needs features, and box {self.spec.box} gives {sorted(self.box.spec.gives)}; "
-                "use a prompt method or a box that gives features"
-            )
-        return outputs.image[0], outputs.text[0], outputs.scale
-
-    def scores(self, split: str, theta: Array) -> Array:
-        """`(n, C)` scores under a candidate. Raises RefusedError where they are not given."""
-        return self.answer(self.prompt.decode(theta[None]), np.arange(len(self.spec.splits[split])), split).logits()[0]
-
-    def pool(self) -> Array:
+    def templates(self) -> Array:
         """`(T, d)`: the whole templates of a prompt in words, without those that the box says it does not know.
 
         Raises RefusedError for a prompt of another kind.
@@ -187,35 +182,31 @@ class Problem:
         sentences = self.prompt.decode(found).words or ()
         return found[[row for row, sentence in enumerate(sentences) if row == 0 or tower.knows(sentence)]]
 
-    def class_features(self, thetas: Array) -> Array:
-        """`(P, C, E)` text features of these candidates."""
-        text = self.answer(self.prompt.decode(thetas), np.arange(1), "train").text
-        if text is None:
-            raise RefusedError(f"a mixture needs features, and box {self.spec.box} gives {sorted(self.box.spec.gives)}")
-        return text
-
-    def decoded(self, theta: Array) -> dict[str, Array]:
-        """What an artifact keeps of a candidate: its prompt and, where only text moves, its classifier rows."""
+    def decode(self, theta: Array) -> dict[str, Array]:
+        """The prompt of one candidate `(d,)` as an artifact keeps it; nothing is asked for it."""
         prompts = self.prompt.decode(theta[None])
         kept = {name: getattr(prompts, name)[0] for name in ("context", "pixels") if getattr(prompts, name) is not None}
         if prompts.words is not None:
             kept["words"] = np.frombuffer(prompts.words[0].encode(), np.uint8)
-        if "features" in self.box.spec.gives and not self._moves_images():
-            text = self.answer(prompts, np.arange(1), "train").text
-            assert text is not None
-            kept["text_features"] = text[0]
         return kept
 
     def fingerprint(self) -> dict[str, Any]:
-        """What must agree between workers for their answers to mix: device, builds, and the bits of a canary."""
-        rows = np.arange(min(CANARY_ROWS, len(self.spec.splits["train"])))
-        reply = self.evaluate(np.zeros((1, self.prompt.dim), np.float32), rows)
+        """What must agree between workers for their answers to mix: device, builds, and the bits of a canary.
+
+        The canary is theta = 0 on images made for it, computed once a process when it opens: no image of the task is
+        sent, and it is on no run's account.
+        """
+        if self._canary is None:
+            prompts = self.prompt.decode(np.zeros((1, self.prompt.dim), np.float32))
+            outputs = self.box.answer(prompts, self.box.stage(CanaryImages()), np.arange(CANARY_ROWS))
+            told = outputs.topk or [outputs.labels if outputs.labels is not None else outputs.logits()]
+            self._canary = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in told)).hexdigest()
         return {
             "device": self.spec.device,
-            "cpu": _cpu_model(),
+            "cpu": cpu_model(),
             "numpy": np.__version__,
             "torch": _installed("torch"),
-            "canary": hashlib.sha256(reply.losses.tobytes()).hexdigest()[:16],
+            "canary": self._canary[:16],
         }
 
 
@@ -226,7 +217,8 @@ def _installed(package: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """What this machine calls its processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -10,6 +10,7 @@ Letters: n rows, C classes, K hidden units. Knows nothing of boxes and of how a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -92,6 +93,7 @@ class ScoreAdapterHead:
     """The trained network, applied to a box's scores."""
 
     kind: ClassVar[str] = "score-adapter"
+    shapes: ClassVar[Mapping[str, str]] = {"into": "CK", "bias": "K", "out": "KC", "offset": "C"}
 
     into: Array
     """`(C, K)` float32."""
@@ -104,6 +106,10 @@ class ScoreAdapterHead:
     weight: float
     """Of the KL term, chosen on validation."""
     val_loss: float
+
+    @property
+    def width(self) -> int:
+        return len(self.into)
 
     def scores(self, features: Array) -> Array:
         """`(n, C)` scores of the box -> `(n, C)` float32 logits."""

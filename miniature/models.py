@@ -26,6 +26,11 @@ TEXT = {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "lay
 EMBED_DIM = 64
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 INTERPOLATION = "bicubic"
+ABOUT = {
+    "resnet": "a toy CLIP of 3 MB that comes with Keyhole and knows 130 tokens",
+    "vit": "the same with a vision transformer, 6 MB",
+}
+"""What each is, in a line."""
 HASHES = {
     "resnet": "00cb2c83919d817eb4067249354236d0bb1465cfacf67996c7fd8f9f3ef49f58",
     "vit": "b0c5452d4b33a66e7d6a1d75812f0d56c729c9c1ae5bb32d0bc877747bbf7c4a",

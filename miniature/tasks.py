@@ -26,13 +26,13 @@ Array = np.ndarray
 
 TASKS = {
     "digits": "real handwritten digits (scikit-learn), white on black",
-    "biased": "the same digits on coloured backgrounds that mislead: correlated with the digit, otherwise in the test",
-    "bgcol": "the colour of the background, named by a bare colour word, behind an object of another colour",
-    "countw": "how many shapes there are, named by a bare number word",
-    "color": "the colour of a glyph under warm light, at low contrast, in noise",
-    "pos": "where a large textured letter lies, partly outside, named by bare position words",
-    "texture": "the texture of a large shape, named by a bare word",
-    "count": "how many shapes there are, named in full; a control: tuning does not help",
+    "biased": "the same digits on coloured backgrounds that mislead a learner",
+    "bgcol": "the colour of the background, behind an object of another colour",
+    "countw": "how many shapes there are, named by a number word alone",
+    "color": "the colour of a letter or digit under warm light, in noise",
+    "pos": "where a large letter lies in the image, partly outside",
+    "texture": "the texture of a large shape; a control: tuning helps little",
+    "count": "how many shapes there are, named in full; a control as well",
 }
 """Name and what its classes are; the URI is `mini:NAME`."""
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported anywhere
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
@@ -18,6 +17,19 @@ os.environ["KEYHOLE_CACHE"] = tempfile.mkdtemp(prefix="keyhole-test-")  # not th
 atexit.register(shutil.rmtree, os.environ["KEYHOLE_CACHE"], ignore_errors=True)
 PLUGINS = str(Path(__file__).parent / "plugins")  # what Ray's workers must be able to import, too
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PLUGINS, os.environ.get("PYTHONPATH")]))
+
+
+@pytest.fixture
+def command(capsys):
+    """The command line in this process: words in, (exit code, stdout, stderr) out."""
+    from keyhole import main
+
+    def run(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        return (ended.value.code or 0, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")

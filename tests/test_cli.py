@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -127,7 +128,7 @@ def pictures(folder, per_class: int = 8) -> str:
 @pytest.mark.parametrize("harm", ["cut short", "empty", "no image", "missing", "huge"])
 @pytest.mark.parametrize("how", [(), ("--plan",)])
 def test_a_bad_test_image_is_found_before_the_budget_is_spent(tmp_path, capsys, monkeypatch, harm, how):
-    from engine.problem import Problem
+    from engine.boxes.toy import ToyBox
     from tuning import layouts
 
     task = pictures(tmp_path / "images")
@@ -141,7 +142,7 @@ def test_a_bad_test_image_is_found_before_the_budget_is_spent(tmp_path, capsys, 
         Image.new("1", (9000, 8000)).save(bad, "PNG")
     else:
         bad.write_bytes({"cut short": listed[:-200], "empty": b"", "no image": b"hello" * 100}[harm])
-    monkeypatch.setattr(Problem, "answer", lambda *_: pytest.fail("asked the box"))
+    monkeypatch.setattr(ToyBox, "answer", lambda *_: pytest.fail("asked the box"))
     code, out, err = run(
         capsys, "tune", "--task", task, "--box", "toy:", "--shots", "1", "--budget", "20",
         "--out", str(tmp_path / "run"), *how,
@@ -167,7 +168,7 @@ def test_a_part_of_the_test_split_is_read_and_said(tmp_path, capsys):
 
 @pytest.mark.parametrize(("method", "asked"), [("sketch", 9), ("momentum", 4)])
 def test_a_small_budget_says_what_it_can_and_cannot_do(tmp_path, capsys, caplog, method, asked):
-    for budget, can in ((2, "no candidates"), (3, "1 candidate "), (100, None)):
+    for budget, can in ((2, "no candidates"), (4, "1 candidate "), (100, None)):
         arguments = ("tune", "--task", "toy:", "--box", "toy:", "--method", method, f"budget={budget}", "shots=4")
         caplog.clear()
         code, _, err = run(capsys, *arguments, "--out", str(tmp_path / str(budget)))
@@ -211,7 +212,7 @@ def test_a_plan_reads_a_few_images_and_tells_the_time_of_all(tmp_path, capsys, m
     (tmp_path / "images" / "classnames.txt").write_text(names)
     code, out, err = run(
         capsys, "tune", "--task", task, "--shots", "60", "--method", "momentum", f"prompt.name={prompt}",
-        "--budget", "50", "test_images=100", "--plan", "--json",
+        "--budget", "1000", "test_images=100", "--plan", "--json",
     )  # fmt: skip
     assert code == 0, err
     plan = json.loads(out)
@@ -353,3 +354,31 @@ def worker_pids(ray) -> list[int]:
         if command.startswith(b"ray::_Worker"):
             found.append(int(pid))
     return found
+
+
+@pytest.mark.slow
+def test_a_killed_raylet_is_one_sentence_and_nothing_is_lost(tmp_path, capsys):
+    """Ray ends with its raylet; the run says so, keeps its checkpoint, and goes on elsewhere to the same bits."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    settings = ("--method", "momentum", "--budget", "6000", *LONG)
+    process = start(tmp_path, "tune", *settings, "--workers", "1", "--out", str(broken))
+    history = broken / "history.jsonl"
+    wait_for(lambda: history.exists() and history.read_text().count("\n") > 20, process)
+    os.kill(raylet_of(process.pid), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3 and "raylet" in err.splitlines()[-1] and "--resume" in err.splitlines()[-1], err
+    assert "Traceback" not in err
+    assert run(capsys, "tune", "--resume", str(broken), "--workers", "0")[0] == 0
+    assert run(capsys, "tune", *settings, "--out", str(whole))[0] == 0
+    assert facts(broken) == facts(whole)
+
+
+def raylet_of(driver: int) -> int:
+    """The process id of the raylet that a driver has started."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == driver and "raylet/raylet" in (entry / "cmdline").read_text():
+                    return int(entry.name)
+    raise AssertionError(f"process {driver} has no raylet")

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def commands() -> list[tuple[str, str]]:
     for page, text in blocks("bash"):
         for line in text.replace("\\\n", " ").splitlines():
             line = line.split("  #")[0].strip()
-            if line and not line.startswith(("#", "make ")):
+            if line and not line.startswith(("#", "make ", "source ")):
                 lines.append((page, line))
     return lines
 
@@ -49,6 +50,41 @@ def test_every_command(tmp_path):
             [*program, *words[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == 0, f"{page}: {line}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_readme_says_how_to_reach_the_command(tmp_path):
+    """What it says works in a fresh shell, before its first line that needs it."""
+    first = blocks("bash")[0][1].splitlines()
+    activate = next(line for line in first if line.startswith("source ")).split("  #")[0].strip()
+    assert [line.split()[0] for line in first] == ["make", "source", "make"]
+    if not (Path(sys.prefix) / "bin/activate").exists():
+        pytest.skip("these tests run outside of a virtual environment")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    for command in (f"{activate} && keyhole --version", ".venv/bin/keyhole --version"):
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0 and "keyhole" in done.stdout, f"{command}\n{done.stderr}"
+
+
+def test_extras_are_installed_from_the_checkout_and_exist():
+    """Keyhole is in no package index: `pip install keyhole[...]` would fetch something else, or nothing."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    sources = [
+        *PAGES,
+        *(path for room in ("engine", "tuning", "bench", "miniature") for path in (ROOT / room).rglob("*.py")),
+    ]
+    texts = [path.read_text(encoding="utf-8") for path in (*sources, ROOT / "keyhole.py")]
+    assert not [text for text in texts if re.search(r"pip install '?keyhole", text)]
+    advised = {
+        name
+        for text in texts
+        for name in re.findall(r"pip install -e '\.\[(\w+)\]'|\bextra\(['\"](\w+)", text)
+        for name in name
+        if name
+    }
+    assert {"data", "hf", "mlflow", "optuna", "wandb"} <= advised <= set(extras)
 
 
 @pytest.mark.parametrize(("page", "text"), blocks("python"))

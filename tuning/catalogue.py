@@ -5,17 +5,23 @@ Knows nothing of how any of it works.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from engine import boxes as box_schemes
+from engine import prompts as prompt_kinds
 from engine import search
-from engine.boxes import SCHEMES
-from engine.prompts import PROMPTS
-from tuning import queryless
-from tuning.tasks import task_names
+from miniature import models
+from miniature import tasks as embedded
+from tuning import queryless, tasks
+from tuning.recipe import Recipe
+from tuning.table import Table
+
+_POOREST_FIRST = ("labels", "topk", "scores", "features")
 
 
-def methods() -> list[dict[str, Any]]:
-    """Name, what it needs of a box, what it is, its options with their defaults."""
+def list_methods() -> list[dict[str, Any]]:
+    """Name, the least that it needs of a box, what it is, its options with their defaults."""
     searched = [
         {
             "name": row["name"],
@@ -25,35 +31,79 @@ def methods() -> list[dict[str, Any]]:
         }
         for row in search.describe()
     ]
-    return [*searched, *({"name": name, **_about(name), "options": {}} for name in queryless.names())]
+    others = [{"name": n, "needs": _needs_of(n), "what": about, "options": {}} for n, about in queryless.ABOUT.items()]
+    return [*searched, *others]
 
 
-def _about(name: str) -> dict[str, str]:
+def _needs_of(name: str) -> str:
     if name.startswith("head:score-"):
-        return {"needs": "scores or features", "what": "A head on returned scores; searches no prompt."}
+        return "scores"
     if name == queryless.ENSEMBLE:
-        return {"needs": "features, accepts words", "what": "The mean of many templates' class features."}
-    if name.startswith("head:"):
-        return {"needs": "features", "what": "A head on returned features; searches no prompt."}
-    if name.startswith("ceiling:"):
-        return {"needs": "a local model", "what": "White-box reference, for reports only."}
-    return {"needs": "anything", "what": "The template itself."}
+        return _needs(["features"], ["words"])
+    return {"head": "features", "ceiling": "a local model"}.get(name.partition(":")[0], "labels")
 
 
 def _needs(gives: list[str], accepts: list[str]) -> str:
-    return " or ".join(gives) + "".join(f", accepts {kind}" for kind in accepts)
+    """The poorest answer that will do: a box that gives a richer one can give it, too."""
+    return " + ".join([next(kind for kind in _POOREST_FIRST if kind in gives), *accepts])
 
 
-def prompts() -> list[dict[str, str]]:
+def list_prompts() -> list[dict[str, str]]:
     """Name, what it is."""
-    return [{"name": name, "what": target} for name, target in PROMPTS.items()]
+    return [{"name": name, "what": what} for name, what in prompt_kinds.ABOUT.items()]
 
 
-def tasks() -> list[dict[str, str]]:
-    """URI or its form."""
-    return [{"name": name} for name in task_names()]
+def list_tasks() -> list[dict[str, str]]:
+    """URI or its form, what it is."""
+    return _with_embedded(tasks.FORMS, embedded.TASKS)
 
 
-def boxes() -> list[dict[str, str]]:
-    """URI forms."""
-    return [{"name": f"{scheme}:", "what": target} for scheme, target in SCHEMES.items()]
+def list_boxes() -> list[dict[str, str]]:
+    """URI or its form, what it is."""
+    return _with_embedded(box_schemes.FORMS, models.ABOUT)
+
+
+def _with_embedded(forms: dict[str, str], names: dict[str, str]) -> list[dict[str, str]]:
+    """The forms of URIs, with all names in place of `mini:NAME`."""
+    own = [{"name": f"mini:{name}", "what": what} for name, what in names.items()]
+    return own + [{"name": form, "what": what} for form, what in forms.items() if form != "mini:NAME"]
+
+
+LISTS: dict[str, tuple[Callable[[], list[dict[str, Any]]], str, str]] = {
+    "methods": (
+        list_methods,
+        f"--method NAME (default {Recipe.method})",
+        "needs: the least that a box must give (features hold more than scores, scores more than the top k,\n"
+        "the top k more than labels), and what it must accept besides text contexts or pixels.\n"
+        "A method's settings and their defaults: keyhole list methods --json; set one with method.NAME=VALUE.",
+    ),
+    "prompts": (list_prompts, f"prompt.name=NAME (default {Recipe.prompt.name})", "Further settings: docs/recipe.md."),
+    "tasks": (
+        list_tasks,
+        f"--task URI (default {Recipe.task})",
+        "Options follow as ?name=value&name=value, for example 'folder:pets?template=a photo of a {}, a pet.'\n"
+        "A ? in a path is written %3F. More: docs/tasks.md.",
+    ),
+    "boxes": (
+        list_boxes,
+        f"--box URI (default {Recipe.box})",
+        "For example --box open_clip:ViT-B-32,laion2b_s34b_b79k, which is downloaded.\n"
+        "What a box gives and accepts, and which words it knows: keyhole doctor --box URI.\n"
+        "Options follow as ?name=value: docs/boxes.md.",
+    ),
+}
+"""What can be listed: its rows, how one is chosen, what to know besides."""
+
+
+def table(what: str) -> Table:
+    """A table for a terminal, at most 100 columns wide."""
+    rows, title, note = LISTS[what]
+    found = [{key: value for key, value in row.items() if key != "options"} for row in rows()]
+    columns = tuple(found[0])
+    return Table(
+        title=title,
+        columns=("name", *("what it is for" if name == "what" else name for name in columns[1:])),
+        rows=tuple(tuple(row.values()) for row in found),
+        left=len(columns),
+        note=note,
+    )

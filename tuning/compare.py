@@ -109,7 +109,6 @@ def on_tune(
     board: Board,
     stop: threading.Event,
     search: choose.Plan | None,
-    own: bool,
 ) -> None:
     """Trials as Tune trials, as many at once as there is room for."""
     from ray import tune
@@ -124,7 +123,6 @@ def on_tune(
     else:
         space = {"trial": tune.grid_search([_shown(folder) for folder in folders])}
         resources, make = json.loads((folders[0] / TRIAL).read_text(encoding="utf-8"))["recipe"]["pool"], _given
-    _room(resources, own)
     here = _Here(board, stop)
     asked = bool(callbacks) or (search is not None and search.asha)
     trainable = tune.with_resources(
@@ -335,8 +333,11 @@ class Connected:
             ray.shutdown()
 
 
-def _room(resources: Mapping[str, Any], own: bool) -> None:
-    """Tune would wait for ever where no node can hold one trial: refuse that on a Ray of our own, warn on others'."""
+def room(resources: Mapping[str, Any], own: bool) -> None:
+    """Tune would wait for ever where no node can hold one trial: refuse that on a Ray of our own, warn on others'.
+
+    Raises BoxError.
+    """
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -5,7 +5,6 @@ Knows nothing of Ray beyond its room's names, and of what a trial does.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.artifact import write_text
-from engine.errors import ArtifactError, RecipeError
-from tuning import choose, gate, report, track
-from tuning.compare import Cluster, Connected, metrics_of, on_tune
+from engine.errors import ArtifactError, RecipeError, extra
+from tuning import choose, gate, provenance, report, track
+from tuning.compare import Cluster, Connected, metrics_of, on_tune, room
 from tuning.protocol import Comparison, make_comparison, trials_of
 from tuning.track import Board
 from tuning.trials import carry_out, done
@@ -72,19 +71,23 @@ def compare(
             if cluster.parallel == 0:
                 _in_turn(todo, board, stop)
             else:
-                on_tune(todo, out, cluster, callbacks, board, stop, search, ray.own)
+                on_tune(todo, out, cluster, callbacks, board, stop, search)
 
     with ray:
-        gate.check(comparison, out / "gate", run)
-        chosen = choose.choose(comparison, out / "search", run, in_turn=cluster.parallel == 0)
-        if not stop.is_set():
-            run([trial.write(out / TRIALS) for trial in trials_of(comparison, chosen)])
-    write_text(out / "took.json", json.dumps({"seconds": round(time.monotonic() - started, 1)}) + "\n")
+        if cluster.parallel != 0:
+            room(trials_of(comparison)[0].recipe["pool"], ray.own)
+        if not resume:
+            _begin(out, comparison)
+        with provenance.recorded(out, parallel=cluster.parallel, since=started):
+            gate.check(comparison, out / "gate", run)
+            chosen = choose.choose(comparison, out / "search", run, in_turn=cluster.parallel == 0)
+            if not stop.is_set():
+                run([trial.write(out / TRIALS) for trial in trials_of(comparison, chosen)])
     return report.remake(out)
 
 
 def _settled(comparison: Comparison | None, out: Path, resume: bool, *, tune: bool) -> Comparison:
-    """The settings, those of the folder for a resumed one, checked; they are written before anything runs."""
+    """The settings, those of the folder for a resumed one, checked; nothing is written."""
     import yaml
 
     file = out / SETTINGS
@@ -95,17 +98,22 @@ def _settled(comparison: Comparison | None, out: Path, resume: bool, *, tune: bo
     elif file.exists():
         raise ArtifactError(f"{out} already holds a comparison; go on with it by --resume, or name another --out")
     assert comparison is not None
-    trials_of(comparison)  # every mistake in the settings is found here
+    trials_of(comparison)  # every mistake in the settings is found here ...
+    gate.published(comparison)  # ... or here
     if tune and comparison.searcher == "optuna" and not track.installed("optuna"):
-        raise RecipeError("searcher=optuna needs Optuna: pip install 'keyhole[optuna]'")
-    if resume:
-        return comparison
+        raise RecipeError("searcher=optuna needs the package 'optuna'; " + extra("optuna"))
+    return comparison
+
+
+def _begin(out: Path, comparison: Comparison) -> None:
+    """Make the folder, with the settings in it. Last of what can fail before the first trial, which leaves nothing."""
+    import yaml
+
     try:
         (out / TRIALS).mkdir(parents=True, exist_ok=True)
-        write_text(file, yaml.safe_dump(comparison.as_dict(), sort_keys=False))
+        write_text(out / SETTINGS, yaml.safe_dump(comparison.as_dict(), sort_keys=False))
     except OSError as error:
         raise ArtifactError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from error
-    return comparison
 
 
 def _in_turn(folders: Sequence[Path], board: Board, stop: threading.Event) -> None:

@@ -17,6 +17,8 @@ from tuning.table import count
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F4F24", "#000000")
 """Okabe and Ito's palette, told apart by colour-blind readers; markers and dashes tell the same again."""
+ZERO_SHOT = {"color": "#666666", "linestyle": (0, (2, 2)), "linewidth": 1.2, "label": "zero-shot, the template"}
+"""Of the line in every panel of accuracies."""
 MARKERS = "osD^vP*X"
 DASHES = ("-", "--", "-.", ":")
 ACROSS = 3
@@ -75,6 +77,11 @@ def _curves(runs: Sequence[Run], styles: Mapping[str, Any], path: Path) -> None:
             axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
         axes[0].set_title(title, fontsize=11)
         _against_evaluations(axes[1], mine, "val_accuracy", styles)
+        # The template is the first candidate of every search, and the first that validation is read for.
+        read = [history[0]["val_accuracy"] for _, history in mine if history]
+        first = [value for value in read if value is not None]
+        if first:
+            axes[1].axhline(float(np.mean(first)), **ZERO_SHOT)
         axes[1].set_xlabel("evaluations")
         _ends(axes[2], mine, styles)
         if column == 0:
@@ -86,7 +93,8 @@ def _curves(runs: Sequence[Run], styles: Mapping[str, Any], path: Path) -> None:
         top.tick_params(labelsize=7)
         top.xaxis.set_major_formatter(lambda value, _: count(value))
     handles = [plt.Line2D([], [], label=label, markersize=5, **style) for label, style in styles.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncol=min(4, len(styles)), frameon=False, fontsize=9)
+    handles.append(plt.Line2D([], [], **ZERO_SHOT))
+    figure.legend(handles=handles, loc="outside lower center", ncol=min(4, len(handles)), frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -149,14 +157,20 @@ def _ends(axis: Any, runs: Sequence[Run], styles: Mapping[str, Any]) -> None:
         axis.plot([told.mean], [y], style["marker"], color=style["color"], markersize=6)
         if told.low is not None and told.high is not None:
             axis.plot([told.low, told.high], [y, y], "-", color=style["color"], linewidth=1.6)
+    axis.axvline(100 * _zero_shot(runs), **ZERO_SHOT)
     axis.set_yticks(range(len(present), 0, -1), present, fontsize=8)
     axis.set_ylim(0.4, len(present) + 0.6)
     # Three seeds can give intervals as wide as the axis: the seeds themselves set its range.
-    every = [100 * row["accuracy"] for row, _ in runs]
+    every = [*(100 * row["accuracy"] for row, _ in runs), 100 * _zero_shot(runs)]
     margin = max(1.0, 0.15 * (max(every) - min(every)))
     axis.set_xlim(min(every) - margin, max(every) + margin)
     axis.set_xlabel("test accuracy at the end, %")
     axis.grid(axis="x", alpha=0.25)
+
+
+def _zero_shot(runs: Sequence[Run]) -> float:
+    """Test accuracy of the template, which every run reads besides its own."""
+    return float(np.mean([row["zero_shot_accuracy"] for row, _ in runs]))
 
 
 def _shots(runs: Sequence[Run], styles: Mapping[str, Any], path: Path) -> None:
@@ -184,6 +198,7 @@ def _shots(runs: Sequence[Run], styles: Mapping[str, Any], path: Path) -> None:
                 xs, means, lows, highs = map(np.array, zip(*told, strict=True))
                 axis.plot(xs, means, linewidth=1.5, markersize=5, **style)
                 axis.fill_between(xs, lows, highs, color=style["color"], alpha=0.12, linewidth=0)
+        axis.axhline(100 * _zero_shot([run for run in runs if (run[0]["task"], run[0]["box"]) == panel]), **ZERO_SHOT)
         axis.set_xscale("log", base=2)
         axis.set_xticks(shots, [str(number) for number in shots])
         axis.set_title(_lines(panel[0]) + "\non " + _lines(panel[1]), fontsize=10)
@@ -193,6 +208,7 @@ def _shots(runs: Sequence[Run], styles: Mapping[str, Any], path: Path) -> None:
         axis.set_axis_off()
     axes[0][0].set_ylabel("test accuracy, %")
     handles = [plt.Line2D([], [], label=label, markersize=5, **style) for label, style in styles.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncol=min(4, len(styles)), frameon=False, fontsize=9)
+    handles.append(plt.Line2D([], [], **ZERO_SHOT))
+    figure.legend(handles=handles, loc="outside lower center", ncol=min(4, len(handles)), frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)

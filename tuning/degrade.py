@@ -38,6 +38,8 @@ def split_degradations(uri: str) -> tuple[str, dict[str, float]]:
             found[name] = float(text)
         except ValueError as error:
             raise RecipeError(f"task {uri!r}: {name}={text!r} must be a number") from error
+    if not found:
+        return uri, found
     if not found.get("imbalance", 1) >= 1:
         raise RecipeError(f"task {uri!r}: imbalance={found['imbalance']:g} must be at least 1: how many times more "
                           "images the largest class has than the smallest")  # fmt: skip

@@ -1,7 +1,7 @@
 """The state of the environment: what is installed, what the hardware is, whether the embedded weights are whole.
 
-Of a box: which way it computes and, where it computes in less than fp32, how its error compares with what a search's
-probe changes.
+Of a box: what it gives, accepts and knows of words, which way it computes and, where it computes in less than fp32,
+how its error compares with what a search's probe changes.
 
 Knows nothing of runs.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from engine.core import Array, BlackBox, Outputs
-from engine.errors import KeyholeError
+from engine.errors import KeyholeError, RecipeError
 
 PACKAGES = (
     "torch",
@@ -33,7 +33,10 @@ PACKAGES = (
 
 
 def examine(box_uri: str | None = None) -> dict[str, Any]:
-    """Facts by name; `healthy` is False where something needed is missing or damaged."""
+    """Facts by name; `healthy` is False where something needed is missing or damaged.
+
+    Raises RecipeError for a box that is named wrongly.
+    """
     findings: dict[str, Any] = {
         "keyhole": _version("keyhole"),
         "python": platform.python_version(),
@@ -95,6 +98,8 @@ def _box(uri: str, findings: dict[str, Any]) -> bool:
     device = _device(findings)
     try:
         box = open_box(uri, classes=CLASSES, template=TEMPLATE, device=device)
+    except RecipeError:
+        raise
     except KeyholeError as error:
         findings["box"] = str(error)
         return False
@@ -102,6 +107,12 @@ def _box(uri: str, findings: dict[str, Any]) -> bool:
     findings["box"] = uri
     findings["gives"] = ", ".join(sorted(spec.gives))
     findings["accepts"] = ", ".join(sorted(spec.accepts))
+    if spec.text is not None and spec.text.words is not None:
+        findings["tokens"] = len(spec.text.words)
+        findings["words"] = " ".join(spec.text.words)
+    elif spec.text is not None and spec.text.vocabulary is not None:
+        findings["tokens"] = len(spec.text.vocabulary)
+        findings["words"] = "any: its tokenizer spells what it has no token for"
     findings["path"] = spec.path
     findings["identity"] = spec.identity
     if "precision" in spec.identity and "features" in spec.gives and spec.text is not None:

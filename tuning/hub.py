@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from engine.core import Array, Split, Task
-from engine.errors import RecipeError, TaskError
+from engine.errors import RecipeError, TaskError, extra
 from engine.images import Encoded, EncodedSource
 from tuning.layouts import DEFAULT_TEMPLATE, NO_IMAGES
 
@@ -75,7 +75,7 @@ class HubImages(EncodedSource):
             import datasets
         except ImportError as error:
             raise RecipeError(
-                f"hf:{self.name} needs the package 'datasets', which is not installed; pip install 'keyhole[data]'"
+                f"hf:{self.name} needs the package 'datasets', which is not installed; {extra('data')}"
             ) from error
         try:
             opened = datasets.load_dataset(self.name, self.config, split=self.split)

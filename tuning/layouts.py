@@ -67,6 +67,15 @@ def folder(path: str, *, template: str = DEFAULT_TEMPLATE, test: float = 0.4, sp
         train, test_split = everything.subset(np.flatnonzero(~held)), everything.subset(np.flatnonzero(held))
     if not folders:
         raise TaskError(f"{root} has no class folders; put each class's images in a folder of its own")
+    if not len(train) + len(test_split):
+        raise TaskError(
+            f"{root} has class folders without images; images are files that end in {', '.join(EXTENSIONS)}"
+        )
+    if not len(test_split):
+        raise TaskError(
+            f"{root} has no test images; without train/ and test/ folders each class needs 3 images or more: one to "
+            "test on, one to select on, and one for each shot to train on"
+        )
     return Task(
         uri=f"folder:{path}",
         classes=_class_names(root / "classnames.txt", folders),

@@ -1,7 +1,8 @@
 """Evaluators that a process keeps open between trials, so that a box is opened and images are encoded once.
 
-Trials that differ only in method and budget share all of it; those of another seed share the test split, which is
-the data's own and the largest. What is shared is booked in each trial's ledger as if it were its own.
+Trials that differ only in method and budget share all of it; those of another seed or prompt share the box and the
+test split, which is the data's own and the largest. What is shared is booked in each trial's ledger as if it were its
+own.
 Knows nothing of comparisons and of Ray.
 """
 
@@ -12,40 +13,16 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from engine.core import Array, Evaluator, Method, Reply, Task
+from engine.boxes import open_box
+from engine.core import Method, Task
 from engine.pool import Serial
+from engine.problem import OpenBox
 from tuning.recipe import Recipe, make_recipe
 from tuning.run import problem_of, prompt_of
 from tuning.tasks import few_shot, halve, load_pool, looked_over, part_of_test
 
 
-class Shared:
-    """An evaluator of two: the few-shot splits are this sample's, the test split is that of all samples."""
-
-    workers = 0
-
-    def __init__(self, own: Serial, common: Serial) -> None:
-        self.own, self.common = own, common
-
-    def evaluate(self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False) -> Reply:
-        """Losses of `(P, d)` candidates on these rows of a split (None: all)."""
-        return self._of(split).evaluate(thetas, rows, split=split, table=table)
-
-    def call(self, name: str, *args: Any) -> Any:
-        """Any other question to the problem."""
-        return self._of("test" if any(isinstance(a, str) and a == "test" for a in args) else "train").call(name, *args)
-
-    def fingerprint(self) -> dict[str, Any]:
-        return self.own.fingerprint()
-
-    def close(self) -> None:
-        """Nothing to end: it stays open for the next trial."""
-
-    def _of(self, split: str) -> Serial:
-        return self.common if split == "test" else self.own
-
-
-def opened(recipe: Recipe, method: Method | None) -> tuple[Task, Evaluator]:
+def opened(recipe: Recipe, method: Method | None) -> tuple[Task, Serial]:
     """The recipe's task and an evaluator for it, from the last few of this process where they serve."""
     prompt = prompt_of(recipe, method)
     seed = recipe.seed if recipe.data_seed is None else recipe.data_seed
@@ -60,11 +37,8 @@ def opened(recipe: Recipe, method: Method | None) -> tuple[Task, Evaluator]:
         seed=recipe.seed if prompt.subspace != "full" else 0,
         data_seed=seed,
     )
-    task = _task(json.dumps(key.as_dict()))
-    own = _serial(json.dumps(key.as_dict()))
-    drawn = 0 if recipe.test_images is None else seed  # a whole test split is that of all samples
-    common = _common(json.dumps(replace(key, shots=1, data_seed=drawn).as_dict()))
-    return task, Shared(own, common)
+    text = json.dumps(key.as_dict())
+    return _task(text), _serial(text)
 
 
 @lru_cache(maxsize=4)
@@ -83,12 +57,16 @@ def _task(key: str) -> Task:
 @lru_cache(maxsize=2)
 def _serial(key: str) -> Serial:
     recipe = make_recipe(json.loads(key))
-    return Serial(problem_of(recipe, _task(key)), chunk=recipe.pool.chunk)
+    drawn = None if recipe.test_images is None else (recipe.test_images, recipe.data_seed)
+    box = _box(recipe.task, recipe.half, recipe.box, recipe.device, recipe.pool.threads, drawn)
+    return Serial(problem_of(recipe, _task(key)), chunk=recipe.pool.chunk, common=box)
 
 
 @lru_cache(maxsize=2)
-def _common(key: str) -> Serial:
-    recipe = make_recipe(json.loads(key))
-    assert recipe.data_seed is not None
-    task = part_of_test(halve(_pool(recipe.task), recipe.half), recipe.test_images, recipe.data_seed)
-    return Serial(problem_of(recipe, replace(task, train=task.test, val=task.test)), chunk=recipe.pool.chunk)
+def _box(task: str, half: str, box: str, device: str, threads: int | None, drawn: tuple[Any, ...] | None) -> OpenBox:
+    """A box for a task's classes: all few-shot samples and prompts share it, and the test split that it has staged.
+
+    Where only a part of the test split is read, `drawn` says which, and what is staged is that part.
+    """
+    whole = halve(_pool(task), half)
+    return OpenBox(open_box(box, classes=whole.classes, template=whole.template, device=device, threads=threads))

@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 
 from engine import heads, mixtures
-from engine.core import Array, BoxSpec, Evaluator, Outputs, Task
+from engine.core import Array, BoxSpec, Outputs, Reply
 from engine.errors import RecipeError, RefusedError, nearest
-from engine.ledger import Ledger
+from engine.loop import Look
 from engine.objectives import cross_entropy
 from engine.phases import phase
+from engine.session import Session
 
 SPLITS = ("train", "val", "test")
+PLAIN = ("auto", "cross-entropy")
+"""Objectives that are plain cross-entropy wherever scores or features are given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,75 +56,92 @@ def check_head(name: str | None, spec: BoxSpec | None = None) -> None:
 
 
 @phase("reading the test split")
-def of_prompt(
-    theta: Array, task: Task, evaluator: Evaluator, ledger: Ledger, *, val_accuracy: float, train_loss: float | None
-) -> Outcome:
+def of_prompt(theta: Array, session: Session, *, val_accuracy: float, train_loss: float | None) -> Outcome:
     """The outcome of a prompt: the test split read once for the template and once for theta."""
-    reply = evaluator.call("beside_template", theta)
-    ledger.charge_test(reply)
-    accuracies = [int(right) / len(task.test) for right in reply.correct]
     return Outcome(
         theta=theta,
-        zero_shot_accuracy=accuracies[0],
-        accuracy=accuracies[-1],
+        zero_shot_accuracy=_test_accuracy(session.zero_shot(), session),
+        accuracy=_test_accuracy(session.read(theta, "test"), session),
         val_accuracy=val_accuracy,
         train_loss=train_loss,
     )
 
 
 @phase("reading the test split")
-def of_head(name: str, theta: Array, task: Task, evaluator: Evaluator, ledger: Ledger, seed: int) -> Outcome:
-    """A head trained on the features under a prompt, which the training and validation reads have returned already.
+def of_head(name: str, theta: Array, session: Session, seed: int) -> Outcome:
+    """A head trained on the features under a prompt, or on its scores.
 
-    A head on scores is trained on the scores.
+    Where only text moves they have come back already; otherwise the training split is read once more.
     """
+    session.zero_shot()  # first: where only text moves, the test images' features come back with it
     rows: dict[str, Array] = {}
-    text, scale = None, 1.0
     for split in SPLITS:
-        if heads.on_scores(name):
-            scored = Outputs(scores=evaluator.call("scores", split, theta)[None])
-            read = heads.inputs(name, scored)
-            assert read is not None
-            rows[split] = read
-        else:
-            rows[split], text, scale = evaluator.call("features", split, theta)
-    head = heads.fit(name, (rows["train"], task.train.labels), (rows["val"], task.val.labels), text, scale, seed)
-    return _of_trained(head, name, theta, rows, task, evaluator, ledger)
+        read = heads.inputs(name, session.outputs(theta, split))
+        if read is None:
+            raise RefusedError(
+                f"a head needs features, and box {session.spec.uri} gives {sorted(session.spec.gives)}; "
+                "use a prompt method or a box that gives features"
+            )
+        rows[split] = read
+    outputs = session.outputs(theta, "train")
+    train, val = ((rows[split], session.splits[split].labels) for split in ("train", "val"))
+    if heads.on_scores(name):
+        head = heads.fit(name, train, val, None, 1.0, seed)
+    else:
+        assert outputs.text is not None
+        head = heads.fit(name, train, val, outputs.text[0], outputs.scale, seed)
+    return _of_trained(head, name, theta, rows, session)
 
 
 @phase("reading the test split")
-def of_templates(
-    thetas: Array, theta: Array, task: Task, evaluator: Evaluator, ledger: Ledger, *, plain: bool = False
-) -> Outcome:
-    """The mixture of templates that were asked, on their text features, which have come back already.
+def of_templates(thetas: Array, theta: Array, session: Session, *, plain: bool = False) -> Outcome:
+    """The mixture of templates that were evaluated, on their text features, which came back then.
 
     Args:
         thetas: `(T, d)` the templates, the task's own first.
         theta: `(d,)` the one of them that the artifact names.
+        session: one that keeps outputs.
         plain: the ensemble of all with equal weights, instead of convex weights fitted to the training images.
     """
     rows: dict[str, Array] = {}
     for split in SPLITS:
-        rows[split], _, scale = evaluator.call("features", split, np.zeros_like(theta))
-    val = rows["val"], task.val.labels
-    text = evaluator.call("class_features", thetas)
+        outputs = session.outputs(np.zeros_like(theta), split)
+        assert outputs.image is not None
+        rows[split] = outputs.image[0]
+    val = rows["val"], session.splits["val"].labels
+    text = session.class_features(thetas)
     if plain:
-        head = mixtures.ensemble(text, val, scale)
+        head = mixtures.ensemble(text, val, outputs.scale)
     else:
-        head = mixtures.fit_mixture(text, (rows["train"], task.train.labels), val, scale)
-    return _of_trained(head, head.kind, theta, rows, task, evaluator, ledger)
+        head = mixtures.fit_mixture(text, (rows["train"], session.splits["train"].labels), val, outputs.scale)
+    return _of_trained(head, head.kind, theta, rows, session)
 
 
-def _of_trained(
-    head: Any, name: str, theta: Array, rows: Mapping[str, Array], task: Task, evaluator: Evaluator, ledger: Ledger
-) -> Outcome:
-    labels = {"train": task.train.labels, "val": task.val.labels, "test": task.test.labels}
+def train_loss(session: Session, best: Look, objective: str) -> float | None:
+    """Plain cross-entropy of the selected candidate on all training rows: known, or read and booked.
+
+    None where the box gives no scores, or the budget is spent.
+    """
+    plain = objective in PLAIN
+    if not session.spec.gives & {"scores", "features"}:
+        return None
+    if best.train_loss is not None and plain:
+        return best.train_loss
+    if not session.holds(best.theta, "train") and session.size("train") > session.ledger.pairs_left:
+        return None
+    return session.cross_entropy(best.theta) if session.keep else float(session.read(best.theta, "train").losses[0])
+
+
+def _test_accuracy(reply: Reply, session: Session) -> float:
+    return int(reply.correct[0]) / session.size("test")
+
+
+def _of_trained(head: Any, name: str, theta: Array, rows: Mapping[str, Array], session: Session) -> Outcome:
+    labels = {split: session.splits[split].labels for split in SPLITS}
     scores = {split: head.scores(table) for split, table in rows.items()}
-    reply = evaluator.call("beside_template", theta)
-    ledger.charge_test(reply)
     return Outcome(
         theta=theta,
-        zero_shot_accuracy=int(reply.correct[0]) / len(task.test),
+        zero_shot_accuracy=_test_accuracy(session.zero_shot(), session),
         accuracy=float((scores["test"].argmax(-1) == labels["test"]).mean()),
         val_accuracy=float((scores["val"].argmax(-1) == labels["val"]).mean()),
         train_loss=float(cross_entropy(Outputs(scores=scores["train"][None]), labels["train"])[0]),
@@ -129,10 +149,3 @@ def _of_trained(
         arrays={f"head.{head.kind}.{key}": np.asarray(value) for key, value in head.state_dict().items()},
         holds_training_data=head.kind == "tip",
     )
-
-
-def restore_head(arrays: Mapping[str, Array]) -> Any:
-    """The head that an artifact's arrays hold."""
-    tensors = {name: value for name, value in arrays.items() if name.startswith("head.")}
-    kind = next(iter(tensors)).split(".")[1]
-    return heads.restore(kind, {name.split(".", 2)[2]: value for name, value in tensors.items()})

@@ -17,8 +17,11 @@ import numpy as np
 from engine import search
 from engine.boxes.cache import VARIABLE
 from engine.core import Split, Task
+from engine.ledger import Ledger
 from engine.phases import phase
 from engine.pool import Serial
+from engine.session import Session
+from engine.threads import limited
 from tuning import budget, queryless
 from tuning.recipe import Recipe
 from tuning.run import begin, problem_of, task_of
@@ -46,12 +49,11 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     if local:
         few = {"train": _few(task.train), "val": _few(task.val), "test": _few(task.test)}
         serial = Serial(replace(problem_of(recipe, task, method), splits=few), chunk=recipe.pool.chunk)
-        with phase("timing the box on a few images"), _uncached():
+        with phase("timing the box on a few images"), _uncached(), limited(recipe.pool.threads):
             seconds = _seconds(serial, task, evaluations, max(1, recipe.workers))
         if method is not None and budget.is_small(recipe):
-            spec, dim, free_looks = serial.describe()
-            sample = begin(budget.ample(recipe), method, spec, dim, serial)
-            note = budget.word(recipe, sample, train=len(task.train), val=0 if free_looks else len(task.val))
+            session = Session(serial, Ledger(images=len(task.train), budget=recipe.budget), task.splits)
+            note = budget.word(recipe, begin(budget.ample(recipe), method, session), session)
     return {
         "task": recipe.task,
         "box": recipe.box,
@@ -73,14 +75,14 @@ def plan(recipe: Recipe) -> dict[str, Any]:
 def _seconds(serial: Serial, task: Task, evaluations: float, workers: int) -> dict[str, float | None]:
     """Expected seconds: to encode the training and validation images, to search, and of the final test read."""
     thetas = np.zeros((serial.chunk, serial.describe()[1]), np.float32)
-    problem = serial.problem
-    problem.staged("val")  # first calls are not part of the rate
-    image = _timed(lambda: problem.staged("train")) / len(problem.spec.splits["train"])
+    problem, few = serial.problem, serial.problem.spec.splits
+    problem.box.stage(few["val"].source)  # first calls are not part of the rate
+    image = _timed(lambda: problem.box.stage(few["train"].source)) / len(few["train"])
     serial.evaluate(thetas)
     candidate = _timed(lambda: serial.evaluate(thetas), 3) / len(thetas)
     moving = bool(problem.prompt.decode(thetas[:1]).needs() & {"pixels", "tokens"})
     # Where a prompt moves images, each image is encoded again; else the text tower takes nearly all of the time.
-    each = candidate / len(problem.spec.splits["train"]) if moving else 0.0
+    each = candidate / len(few["train"]) if moving else 0.0
     whole = each * len(task.train) if moving else candidate
     return {
         "encoding_seconds": round(image * (len(task.train) + len(task.val)), 1),  # each worker encodes for itself

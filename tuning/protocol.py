@@ -251,6 +251,10 @@ def trials_of(comparison: Comparison, chosen: Mapping[str, Mapping[str, Any]] | 
         chosen: what each search chose, by the name that `search_name` gives it.
     """
     found = []
+    for arm in arms_of(comparison):  # a mistake in what will be searched is found now, too
+        lowest = {path: space.at(0.0) for path, space in arm.searched.items()}
+        first = (tasks_of(comparison)[0], comparison.boxes[0], comparison.shots[0], comparison.seeds[0])
+        make_trial(comparison, arm, *first, {**arm.config, **lowest})
     for task in tasks_of(comparison):
         for box in comparison.boxes:
             for shots in comparison.shots:

@@ -16,11 +16,13 @@ import yaml
 
 from engine.artifact import write_text
 from engine.errors import ArtifactError, KeyholeError
-from tuning import curves, page
+from tuning import curves, page, provenance
+from tuning.folder import HISTORY, RECIPE, RESULT
+from tuning.headline import headline
 from tuning.protocol import Comparison, make_comparison, trials_of
 from tuning.statistics import interval, mean_ranks, paired_tests
 from tuning.tables import tables_of
-from tuning.trials import ERROR, READS, TRIAL, Trial, looks
+from tuning.trials import ERROR, READS, TRIAL, UNBEGUN, UNFINISHED, Trial, looks
 
 COLUMNS = (
     "task", "box", "method", "prompt", "head", "shots", "seed", "budget", "evaluations", "pairs", "test_pairs",
@@ -29,7 +31,9 @@ COLUMNS = (
     "seconds", "workers", "fingerprint", "version",
 )  # fmt: skip
 """Of result.json, and first in results.csv."""
-OURS = ("harmonic_mean", "gives", "label", "config", "search", "trial", "error")
+PROMPT = ("dim", "context_tokens", "contexts", "subspace")
+"""What each method searched, as its trial noted it: dimensions d, context tokens M, 1 context or one per class."""
+OURS = ("harmonic_mean", "gives", "label", "config", "search", "trial", "error", *PROMPT)
 """Last in results.csv: what a comparison adds."""
 COUNTS = ("evaluations", "pairs", "test_pairs", "sequences", "image_encodes", "bytes", "retries", "duplicates",
           "cost", "seconds")  # fmt: skip
@@ -57,30 +61,23 @@ def settings_of(out: Path) -> Comparison:
 
 
 def text(out: str | Path, summary: Mapping[str, Any]) -> str:
-    """The tables for a terminal."""
-    return "\n\n".join(table.text() for table in tables_of(settings_of(Path(out)), summary, wide=False))
+    """The headline and the tables for a terminal."""
+    tables = (table.text() for table in tables_of(settings_of(Path(out)), summary, wide=False))
+    return "\n\n".join((*(f"{told['found']} {told['sure']}".strip() for told in summary["headline"]), *tables))
 
 
 def rows_of(out: Path, comparison: Comparison) -> list[dict[str, Any]]:
-    """A row a trial that was begun, in the comparison's order: result.json, what was read besides, or the error."""
-    place = {name: i for i, name in enumerate(_names(comparison))}
-    folders = sorted(
-        (path.parent for path in (out / "trials").glob(f"*/{TRIAL}")),
-        key=lambda folder: (place.get(folder.name, len(place)), folder.name),
-    )
-    return [_row(folder) for folder in folders]
-
-
-def _names(comparison: Comparison) -> list[str]:
+    """A row a trial, in the comparison's order: result.json, what was read besides, or why that is missing."""
+    written = {path.parent.name: Trial.read(path.parent) for path in sorted((out / "trials").glob(f"*/{TRIAL}"))}
     try:
-        return [trial.name for trial in trials_of(comparison)]
-    except KeyholeError:  # a method or a task of another installation: the order is then that of the names
-        return []
+        planned = {trial.name: trial for trial in trials_of(comparison)}
+    except KeyholeError:  # a method or a task of another installation: what was written is then all that is known
+        planned = {}
+    return [_row(out / "trials" / name, trial) for name, trial in {**planned, **written}.items()]
 
 
-def _row(folder: Path) -> dict[str, Any]:
-    trial = Trial.read(folder)
-    result, reads, error = (_json(folder / name) for name in ("result.json", READS, ERROR))
+def _row(folder: Path, trial: Trial) -> dict[str, Any]:
+    result, reads, error = (_json(folder / name) for name in (RESULT, READS, ERROR))
     recipe = dict(trial.recipe)
     method = recipe["method"]
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
@@ -91,6 +88,8 @@ def _row(folder: Path) -> dict[str, Any]:
         row["new_accuracy"] = reads["new"]["accuracy"]
     base, new = row["base_accuracy"], row["new_accuracy"]
     row["harmonic_mean"] = None if base is None or new is None else 2 * base * new / max(base + new, 1e-12)
+    row |= {name: (reads or {}).get("prompt", {}).get(name) for name in PROMPT}
+    row["options"] = _options(recipe)
     for uri, read in (reads or {}).get("shift", {}).items():
         row[f"shift:{uri}"] = read["accuracy"]
     return row | {
@@ -99,8 +98,19 @@ def _row(folder: Path) -> dict[str, Any]:
         "config": dict(trial.config),
         "search": trial.search,
         "trial": folder.name,
-        "error": error["error"] if error else None if result and reads else "not finished",
+        "error": error["error"] if error else None if result and reads else _missing(folder),
     }
+
+
+def _missing(folder: Path) -> str:
+    return UNFINISHED if any((folder / name).exists() for name in (RECIPE, HISTORY, RESULT)) else UNBEGUN
+
+
+def _options(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What was set of a method and its prompt, and is in no column of its own."""
+    method, prompt = recipe["method"], recipe["prompt"]
+    own = {key: value for key, value in method.items() if key != "name"} if isinstance(method, dict) else {}
+    return own | {key: prompt[key] for key in ("width", "grid") if prompt[key] is not None}
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -126,19 +136,39 @@ def summary_of(out: Path, comparison: Comparison, rows: Sequence[Mapping[str, An
     """Means, intervals, ranks and tests, as plain values."""
     good = [row for row in rows if not row["error"]]
     blocks = list(dict.fromkeys((row["gives"], row["box"], row["shots"]) for row in good))
-    took = _json(out / "took.json")
+    found = [_block(block, _in(good, block)) for block in blocks]
+    searches = [_json(path) for path in sorted((out / "search").glob("*/search.json"))]
+    ran = provenance.sessions(out)
     return {
         "title": comparison.title,
+        "headline": _headlines(comparison, found, searches),
         "trials": len(rows),
         "finished": len(good),
         "results": [entry for block in blocks for entry in _per_task(_in(good, block))],
-        "blocks": [_block(block, _in(good, block)) for block in blocks],
+        "blocks": found,
         "failed": [{"trial": row["trial"], "error": row["error"]} for row in rows if row["error"]],
-        "searches": [_json(path) for path in sorted((out / "search").glob("*/search.json"))],
-        "seconds": took["seconds"] if took else None,
+        "searches": searches,
+        "ran": ran,
+        "seconds": sum(session["seconds"] or 0 for session in ran) or None,
         "versions": sorted({row["version"] for row in good}),
         "fingerprints": [json.loads(text) for text in sorted({json.dumps(row["fingerprint"]) for row in good})],
     }
+
+
+def _headlines(
+    comparison: Comparison, blocks: Sequence[Mapping[str, Any]], searches: Sequence[Mapping[str, Any]]
+) -> list[dict[str, str]]:
+    """What was found, of each block."""
+    many_boxes, many_shots = len(comparison.boxes) > 1, len(comparison.shots) > 1
+    return [
+        headline(
+            block,
+            seeds=len(comparison.seeds),
+            searches=[s for s in searches if (s["box"], s["shots"]) == (block["box"], block["shots"])],
+            place=f" with {block['box']}" * many_boxes + f" and {block['shots']} shots a class" * many_shots,
+        )
+        for block in blocks
+    ] or [{"found": "No run has finished yet.", "sure": ""}]
 
 
 def _in(rows: Sequence[Mapping[str, Any]], block: tuple[str, str, int]) -> list[Mapping[str, Any]]:
@@ -163,12 +193,16 @@ def _per_task(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 {
                     **{name: first[name] for name in ("task", "box", "shots", "gives")},
                     "method": label,
+                    "name": first["method"],
                     "config": first["config"],
+                    **{name: first[name] for name in ("prompt", "head", *PROMPT, "options")},
                     "seeds": told.n,
                     "mean": told.mean,
                     "standard_deviation": told.sd,
                     "low": told.low,
                     "high": told.high,
+                    "lowest": told.lowest,
+                    "highest": told.highest,
                     **{name: _mean(mine, name) for name in
                        ("zero_shot_accuracy", "val_accuracy", "train_loss", "base_accuracy", "new_accuracy",
                         "harmonic_mean", *sorted(key for key in first if key.startswith("shift:")), *COUNTS)},
@@ -202,17 +236,21 @@ def _block(block: tuple[str, str, int], rows: Sequence[Mapping[str, Any]]) -> di
         methods.append(
             {
                 "method": label,
+                "name": own[0]["method"],
                 "mean": told.mean if told else None,
                 "standard_deviation": told.sd if told else None,
                 "low": told.low if told else None,
                 "high": told.high if told else None,
+                "lowest": told.lowest if told else None,
+                "highest": told.highest if told else None,
                 "seeds": told.n if told else 0,
                 "tasks": len({row["task"] for row in own}),
                 "rank": ranks.get(label),
-                **{name: _mean(own, name) for name in COUNTS},
+                **{name: _mean(own, name) for name in ("zero_shot_accuracy", *COUNTS)},
             }
         )
     gives, box, shots = block
     return {
-        "gives": gives, "box": box, "shots": shots, "tasks": tasks, "methods": methods, "tests": paired_tests(cells),
+        "gives": gives, "box": box, "shots": shots, "tasks": tasks, "methods": methods,
+        "tests": paired_tests(cells, draw=lambda cell: cell[1]),
     }  # fmt: skip

@@ -7,27 +7,32 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine import search
 from engine.artifact import Artifact
-from engine.core import BoxSpec, Evaluator, Method, Search, Task
-from engine.errors import ArtifactError, RecipeError, RefusedError
+from engine.core import Array, BoxSpec, Evaluator, Method, Search, Task
+from engine.errors import ArtifactError, BoxError, BudgetError, RecipeError, RefusedError
 from engine.ledger import Ledger
 from engine.loop import Look, Step, steps
 from engine.pool import RayPool, Serial
 from engine.problem import ProblemSpec
+from engine.prompts import PROMPTS
 from engine.prompts.text import own_contexts
 from engine.search.warm import Warm
+from engine.session import Session
+from engine.threads import limited_steps
 from tuning import budget, queryless
 from tuning.folder import RunFolder
-from tuning.outcome import Outcome, check_head, of_head, of_prompt, of_templates
+from tuning.outcome import PLAIN, Outcome, check_head, of_head, of_prompt, of_templates, train_loss
 from tuning.recipe import PromptRecipe, Recipe
-from tuning.tasks import load_task
+from tuning.tasks import anchored, load_task
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +64,14 @@ def prompt_of(recipe: Recipe, method: Method | None = None) -> PromptRecipe:
             raise RecipeError(f"prompt.name={prompt.name!r}: method {recipe.method} searches {own}; leave it out")
         prompt = replace(prompt, name=own)
     if recipe.start is not None:
-        begun = Artifact.load(recipe.start).meta["parametrization"] or {}
+        begun = Artifact.load(recipe.start).meta["parametrization"] or {"name": PromptRecipe.name}
+        if begun["name"] in PROMPTS and own is None and prompt.name == PromptRecipe.name:
+            prompt = replace(prompt, name=begun["name"])  # an artifact may choose among ours, and names no code
+        if begun["name"] != prompt.name:
+            raise ArtifactError(
+                f"start={recipe.start}: its prompt is {begun['name']}, this run searches {prompt.name}; "
+                "start from a run with the same kind of prompt"
+            )
         return replace(prompt, **{key: begun.get(key) for key, value in asdict(prompt).items() if value is None})
     if prompt.tokens is None and "text" in prompt.name:
         prompt = replace(prompt, tokens=getattr(method, "tokens", None))
@@ -125,12 +137,19 @@ def fitted(method: Method, prompt: PromptRecipe, spec: BoxSpec) -> Method:
     return search.fit(method, sigma=spec.text.sigma, parts=own_contexts(prompt.per_class, len(spec.classes)))
 
 
-def begin(recipe: Recipe, method: Method, spec: BoxSpec, dim: int, evaluator: Evaluator) -> Search:
-    """The method's search, at the template."""
-    begun = fitted(method, prompt_of(recipe, method), spec).start(dim, recipe.budget, recipe.seed)
-    if hasattr(begun, "introduce"):
-        begun.introduce(evaluator.call("pool"))
-    return begun
+def begin(recipe: Recipe, method: Method, session: Session, theta: Array | None = None) -> Search:
+    """The method's search, from the template or from this candidate `(d,)`."""
+    num_train = session.ledger.images
+    candidates = recipe.budget * num_train / min(recipe.rows or num_train, num_train)
+    begun = fitted(method, prompt_of(recipe, method), session.spec).start(session.dim, candidates, recipe.seed)
+    if not hasattr(begun, "introduce"):
+        return begun if theta is None else Warm(begun, theta)
+    pool = session.templates()
+    if theta is not None:
+        # Numbers of words cannot be moved as vectors can: it is the first of the parents.
+        others = pool[1:][(pool[1:] != theta).any(1)]
+        pool = np.vstack([pool[:1], theta, others])
+    return begun.introduce(pool)
 
 
 class Tuning:
@@ -164,36 +183,61 @@ class Tuning:
         started = time.monotonic()
         evaluator = self._evaluator or evaluator_of(self.recipe, problem_of(self.recipe, self.task, self.method))
         try:
-            spec, dim, free_looks = evaluator.call("describe")
-            if self.queryless:
-                outcome = queryless.fit(self.recipe, self.task, evaluator, self.ledger, spec, dim)
-                self._finish(evaluator, spec, outcome, time.monotonic() - started)
-            else:
-                yield from self._search(evaluator, spec, dim, free_looks)
+            # The driver computes as its workers do, so that their number makes no difference to the bits.
+            yield from limited_steps(self._steps(evaluator, started), self.recipe.pool.threads)
+        except BoxError:
+            self.checkpoint()  # what was paid for is kept
+            raise
         finally:
             if self._evaluator is None:
                 evaluator.close()
 
-    def _search(self, evaluator: Evaluator, spec: BoxSpec, dim: int, free_looks: bool) -> Iterator[Step]:
-        recipe, method = self.recipe, self.method
+    def _steps(self, evaluator: Evaluator, started: float) -> Generator[Step, None, None]:
+        keep = self._keeps_outputs(evaluator.describe()[0])
+        session = Session(evaluator, self.ledger, self.task.splits, keep=keep)
+        if self.queryless:
+            outcome = queryless.fit(self.recipe, session)
+            self._finish(session, outcome, time.monotonic() - started)
+        else:
+            yield from self._search(session)
+
+    def _head(self, spec: BoxSpec) -> str | None:
+        """The head that is joined to the prompt: the recipe's, else the method's own where this box gives features."""
+        head = self.recipe.head or getattr(self.method, "head", None)
+        return None if head == "templates" and "features" not in spec.gives else head
+
+    def _keeps_outputs(self, spec: BoxSpec) -> bool:
+        if self.queryless:
+            return queryless.keeps_outputs(self.recipe)
+        return self._head(spec) is not None or self.recipe.objective not in PLAIN
+
+    def _check_covered(self, session: Session) -> None:
+        """Raise BudgetError where a head's last read of the training images is not sure to be within the budget."""
+        images, val = self.ledger.images, session.size("val")
+        follows = session.free_looks and (self.recipe.rows or images) >= images
+        if self._head(session.spec) and not follows and self.ledger.pairs_left < 2 * (images + val):
+            raise BudgetError(
+                f"budget={self.recipe.budget:g}: on this box a head takes one more read of the training images; "
+                f"give at least {2 * (1 + val / images):g}, or leave the head out"
+            )
+
+    def _search(self, session: Session) -> Generator[Step, None, None]:
+        recipe, method, spec = self.recipe, self.method, session.spec
         assert method is not None
         refuse(method, recipe.method, spec)
         check_head(recipe.head, spec)
+        self._check_covered(session)
         state = self._folder.state()
         if budget.is_small(recipe):
-            sample = begin(budget.ample(recipe), method, spec, dim, evaluator)
-            val = 0 if free_looks else len(self.task.val)
-            if word := budget.word(recipe, sample, train=len(self.task.train), val=val):
+            sample = begin(budget.ample(recipe), method, session)
+            if word := budget.word(recipe, sample, session):
                 log.warning("%s", word)
-        begun = self._started(method, spec, dim, evaluator)
+        begun = self._started(method, session)
         last_saved = time.monotonic()
         latest: Step | None = None
         for step in steps(
             begun,
-            evaluator,
-            ledger=self.ledger,
-            num_val=len(self.task.val),
-            free_looks=free_looks,
+            session,
             batch=recipe.batch,
             rows=recipe.rows,
             looks=recipe.looks,
@@ -213,24 +257,21 @@ class Tuning:
         else:  # resumed from a checkpoint that had spent its budget already
             assert state is not None
             best, seconds = Look(**state["best"]), float(state["seconds"])
-        head = recipe.head or getattr(method, "head", None)
-        asked = getattr(begun, "asked", None)
-        if head == "templates" and asked is not None and "features" in spec.gives:
-            outcome = of_templates(asked, best.theta, self.task, evaluator, self.ledger)
-        elif head is not None and head != "templates":
-            outcome = of_head(head, best.theta, self.task, evaluator, self.ledger, recipe.seed)
+        head = self._head(spec)
+        if head == "templates":
+            outcome = of_templates(begun.asked, best.theta, session)  # type: ignore[attr-defined]
+        elif head is not None:
+            outcome = of_head(head, best.theta, session, recipe.seed)
         else:
-            train_loss = self._train_loss(evaluator, spec, best)
-            outcome = of_prompt(
-                best.theta, self.task, evaluator, self.ledger, val_accuracy=best.val_accuracy, train_loss=train_loss
-            )
-        self._finish(evaluator, spec, outcome, seconds)
+            loss = train_loss(session, best, recipe.objective)
+            outcome = of_prompt(best.theta, session, val_accuracy=best.val_accuracy, train_loss=loss)
+        self._finish(session, outcome, seconds)
 
-    def _started(self, method: Method, spec: BoxSpec, dim: int, evaluator: Evaluator) -> Search:
+    def _started(self, method: Method, session: Session) -> Search:
         """The method's search, from the template or from the prompt of an earlier run."""
-        begun = begin(self.recipe, method, spec, dim, evaluator)
+        spec, dim = session.spec, session.dim
         if self.recipe.start is None:
-            return begun
+            return begin(self.recipe, method, session)
         artifact = Artifact.load(self.recipe.start)
         theta = artifact.arrays.get("theta")
         same = artifact.meta["identity"].get("weights") == spec.identity.get("weights")
@@ -240,27 +281,16 @@ class Tuning:
                 f"{artifact.meta['template']!r}, {0 if theta is None else len(theta)} dimensions; here {dim}); use the "
                 "same box, template and prompt settings"
             )
-        return Warm(begun, theta)
-
-    def _train_loss(self, evaluator: Evaluator, spec: BoxSpec, best: Look) -> float | None:
-        """Plain cross-entropy of the selected candidate on all training rows; booked where it was not known yet."""
-        if not spec.gives & {"scores", "features"}:
-            return None
-        if best.train_loss is not None and self.recipe.objective in ("auto", "cross-entropy"):
-            return best.train_loss
-        if best.train_loss is None:
-            if len(self.task.train) > self.ledger.pairs_left:
-                return None
-            self.ledger.charge(evaluator.evaluate(best.theta[None]))
-        return evaluator.call("cross_entropy", best.theta)
+        return begin(self.recipe, method, session, theta)
 
     def checkpoint(self) -> None:
         """Write what a resumed run needs."""
         self._folder.checkpoint()
 
-    def _finish(self, evaluator: Evaluator, spec: BoxSpec, outcome: Outcome, seconds: float) -> None:
+    def _finish(self, session: Session, outcome: Outcome, seconds: float) -> None:
         """The artifact and the result."""
         recipe = self.recipe
+        arrays = {} if outcome.theta is None else {"theta": outcome.theta, **session.prompt(outcome.theta)}
         result = {
             "task": recipe.task,
             "box": recipe.box,
@@ -281,11 +311,10 @@ class Tuning:
             "new_accuracy": outcome.accuracy if recipe.half == "new" else None,
             "seconds": round(seconds, 3),
             "workers": recipe.workers,
-            "fingerprint": evaluator.fingerprint(),
+            "fingerprint": session.evaluator.fingerprint(),
             "version": release(),
         }
-        arrays = {} if outcome.theta is None else {"theta": outcome.theta, **evaluator.call("decoded", outcome.theta)}
-        artifact = Artifact(meta=self._meta(spec, result, outcome), arrays={**arrays, **outcome.arrays})
+        artifact = Artifact(meta=self._meta(session.spec, result, outcome), arrays={**arrays, **outcome.arrays})
         self._folder.finish(artifact, result)
         self.result = result
 
@@ -296,13 +325,13 @@ class Tuning:
             "keyhole": release(),
             "box": recipe.box,
             "identity": spec.identity,
-            "path": spec.path,
-            "task": {"uri": recipe.task, "shots": recipe.shots, "half": recipe.half,
+            "provenance": {**result["fingerprint"], "path": spec.path},
+            "task": {"uri": anchored(recipe.task), "shots": recipe.shots, "half": recipe.half,
                      "seed": recipe.seed if recipe.data_seed is None else recipe.data_seed},
             "classes": list(self.task.classes),
             "template": self.task.template,
             "parametrization": None if self.queryless else asdict(prompt_of(recipe, self.method)),
-            "method": repr(self.method) if self.method else recipe.method,
+            "method": " ".join(repr(self.method).split())[:2000] if self.method else recipe.method,
             "head": outcome.head,
             "ledger": self.ledger.counts(),
             "metrics": {name: result[name] for name in keep},

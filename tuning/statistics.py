@@ -6,25 +6,30 @@ Knows nothing of where the numbers come from.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 LEVEL = 0.95
+FEWEST = 3
+"""Independent values from which on an interval or a test is given: of two, Student's t makes 13 times their spread."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % interval."""
+    """A mean with its 95 % interval, and the range of the values."""
 
     n: int
     mean: float
     sd: float | None
+    """None of one value."""
     low: float | None
     high: float | None
-    """None where one value tells nothing of the spread."""
+    """None of fewer than `FEWEST` values."""
+    lowest: float
+    highest: float
 
     @property
     def half(self) -> float | None:
@@ -40,12 +45,12 @@ def interval(values: Sequence[float]) -> Interval:
     """
     from scipy.stats import t
 
-    n, mean = len(values), float(np.mean(values))
-    if n < 2:
-        return Interval(n, mean, None, None, None)
-    sd = float(np.std(values, ddof=1))
+    n, mean, ends = len(values), float(np.mean(values)), (float(min(values)), float(max(values)))
+    sd = float(np.std(values, ddof=1)) if n > 1 else None
+    if sd is None or n < FEWEST:
+        return Interval(n, mean, sd, None, None, *ends)
     half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * sd / math.sqrt(n)
-    return Interval(n, mean, sd, mean - half, mean + half)
+    return Interval(n, mean, sd, mean - half, mean + half, *ends)
 
 
 def mean_ranks(cells: Mapping[str, Mapping[Hashable, float]]) -> dict[str, float]:
@@ -64,11 +69,14 @@ def mean_ranks(cells: Mapping[str, Mapping[Hashable, float]]) -> dict[str, float
     return {name: round(float(rank), 3) for name, rank in zip(cells, ranks, strict=True)}
 
 
-def paired_tests(cells: Mapping[str, Mapping[Hashable, float]]) -> list[dict[str, Any]]:
+def paired_tests(
+    cells: Mapping[str, Mapping[Any, float]], draw: Callable[[Any], Hashable] = lambda cell: cell
+) -> list[dict[str, Any]]:
     """Every pair of methods: paired t test over the cells (task, seed) both have, with Holm's correction.
 
-    Holm 1979, Scandinavian Journal of Statistics 6:65; p values are two-sided. Cells of one task are not independent
-    where methods differ by task, so a test over few tasks speaks of these tasks alone.
+    Pairs that share fewer than `FEWEST` independent draws (`draw` of a cell: its seed) are not tested. Holm 1979,
+    Scandinavian Journal of Statistics 6:65; p values are two-sided. Cells of one task are not independent where methods
+    differ by task, so a test over few tasks speaks of these tasks alone.
 
     Returns dicts of `better`, `worse`, `difference` (its mean), `low`, `high` (95 %), `cells`, `p`, `p_holm`.
     """
@@ -79,7 +87,7 @@ def paired_tests(cells: Mapping[str, Mapping[Hashable, float]]) -> list[dict[str
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
             shared = sorted(set(cells[first]) & set(cells[second]), key=repr)
-            if len(shared) < 2:
+            if len({draw(cell) for cell in shared}) < FEWEST:
                 continue
             gaps = np.array([cells[first][cell] - cells[second][cell] for cell in shared])
             sign = 1.0 if gaps.mean() >= 0 else -1.0

@@ -10,6 +10,7 @@ from typing import Any
 
 from tuning.degrade import without_degradations
 from tuning.protocol import Comparison
+from tuning.spaces import in_words
 from tuning.table import Table, count, percent
 
 NARROW = 4
@@ -20,6 +21,8 @@ def tables_of(comparison: Comparison, summary: Mapping[str, Any], *, wide: bool 
     """All tables of a report, in the order to be read; `wide` has a column for every task."""
     results = summary["results"]
     tables = [_block(block, results, wide) for block in summary["blocks"]]
+    if wide and results:
+        tables.append(_prompts(results, summary["searches"]))
     tables += [_tests(block) for block in summary["blocks"] if wide and block["tests"]]
     tables += [table for table in (_shots(results), _base_to_new(results), _shift(results)) if table]
     tables += _degraded(results, "task") + _degraded(results, "box")
@@ -44,8 +47,15 @@ def _failed(failed: Sequence[Mapping[str, Any]]) -> Table:
     return Table(title="Not finished", left=2, columns=("trial", "why"), rows=tuple(rows))
 
 
-def _half(entry: Mapping[str, Any]) -> float | None:
-    return None if entry["high"] is None else entry["high"] - entry["mean"]
+def _spread(entry: Mapping[str, Any] | None) -> str:
+    """Mean and half of the interval from three seeds on; the range of two; one value alone."""
+    if entry is None or entry["mean"] is None:
+        return "-"
+    if entry["high"] is not None:
+        return percent(entry["mean"], entry["high"] - entry["mean"])
+    return percent(entry["mean"]) + (
+        f" ({percent(entry['lowest'])} to {percent(entry['highest'])})" if entry["seeds"] > 1 else ""
+    )
 
 
 def _find(results: Sequence[Mapping[str, Any]], **want: Any) -> Mapping[str, Any] | None:
@@ -62,8 +72,9 @@ def _block(block: Mapping[str, Any], results: Sequence[Mapping[str, Any]], wide:
         rows.append(
             (
                 method["method"],
-                *("-" if cell is None else percent(cell["mean"], _half(cell)) for cell in cells),
-                percent(method["mean"], None if method["mean"] is None else _half(method)),
+                *(_spread(cell) for cell in cells),
+                _spread(method),
+                str(method["seeds"]),
                 count(method["evaluations"]),
                 count(method["pairs"]),
                 f"{method['seconds']:.1f}" if method["seconds"] is not None else "-",
@@ -71,16 +82,17 @@ def _block(block: Mapping[str, Any], results: Sequence[Mapping[str, Any]], wide:
             )
         )
     several = len(block["tasks"]) > 1
-    seeds = max((method["seeds"] for method in block["methods"]), default=0)
     return Table(
         title=f"{block['box']}, which gives {block['gives'].replace('+', ', ')}; {block['shots']} shots a class"
         + ("" if several else f"; {block['tasks'][0]}"),
-        columns=("method", *tasks, "average" if several else "accuracy", "evaluations", "pairs", "seconds", "rank"),
+        columns=("method", *tasks, "average" if several else "accuracy", "seeds", "evaluations", "pairs", "seconds",
+                 "rank"),
         rows=tuple(rows),
-        note=f"Test accuracy in %, ± half of the 95 % interval of the mean over {seeds} seeds (Student t); "
-        "evaluations, pairs and seconds are means of a run; rank is the mean over tasks and seeds, 1 the best.",
+        note="Test accuracy in %, mean over seeds: ± half of its 95 % interval (Student t) from three seeds on, the "
+        "range of two, one value alone. Evaluations, pairs and seconds are means of a run; rank is the mean over tasks "
+        "and seeds, 1 the best.",
         best=_best(values, offset=1),
-    )
+    )  # fmt: skip
 
 
 def _best(values: Sequence[Sequence[float | None]], offset: int) -> frozenset[tuple[int, int]]:
@@ -109,8 +121,8 @@ def _tests(block: Mapping[str, Any]) -> Table:
             )
             for row in rows
         ),
-        note="Paired t tests over task x seed, corrected for their number by Holm's method; * marks p < 0.05. "
-        "They speak of these tasks: with few of them, not of tasks at large.",
+        note="Paired t tests over task x seed, from three seeds on, corrected for their number by Holm's method; * "
+        "marks p < 0.05. They speak of these tasks: with few of them, not of tasks at large.",
     )
 
 
@@ -228,6 +240,49 @@ def _degraded(results: Sequence[Mapping[str, Any]], kind: str) -> list[Table]:
         note = f"Means over seeds, in %, with {where}; - where a method was refused."
         tables.append(_crossed(f"{plain}, degraded", mine, list(names.values()), cells, note))
     return tables
+
+
+def _prompts(results: Sequence[Mapping[str, Any]], searches: Sequence[Mapping[str, Any]]) -> Table:
+    """A row a method, or several where what it searched differs by task or box."""
+    many_boxes = len({e["box"] for e in results}) > 1
+    found: dict[str, dict[tuple[str, ...], list[str]]] = {}
+    for e in results:
+        places = found.setdefault(e["method"], {}).setdefault((*_searched(e), *_settings(e, searches)), [])
+        places.append(e["task"] + f" on {e['box']}" * many_boxes)
+    split = any(len(rows) > 1 for rows in found.values())
+
+    def where(rows: Mapping[tuple[str, ...], list[str]], facts: tuple[str, ...]) -> list[str]:
+        return ([", ".join(dict.fromkeys(rows[facts]))] if len(rows) > 1 else ["wherever it ran"]) * split
+
+    return Table(
+        title="What each method searched",
+        left=10,
+        columns=("method", *["where"] * split, "prompt", "tokens", "contexts", "dimensions", "subspace", "head",
+                 "settings", "chosen"),
+        rows=tuple((method, *where(rows, facts), *facts) for method, rows in found.items() for facts in rows),
+        note="Tokens are the context vectors of a text prompt; contexts: one shared by all classes, or one for each. "
+        "Dimensions is d, the length of the vector that is searched. Settings that are not named are the method's own.",
+    )  # fmt: skip
+
+
+def _searched(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    if entry["prompt"] is None:
+        kind = "by gradients" if entry["name"].startswith("ceiling:") else "the template"
+        return (kind, "-", "-", "-", "-", entry["head"] or "-")
+    contexts = {None: "-", 1: "shared"}.get(entry["contexts"], f"one a class ({entry['contexts']})")
+    known = (entry["context_tokens"], contexts, entry["dim"], entry["subspace"])
+    return (entry["prompt"], *("-" if fact is None else str(fact) for fact in known), entry["head"] or "-")
+
+
+def _settings(entry: Mapping[str, Any], searches: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Which settings a method was given, and who chose them."""
+    shared = ("task", "box", "shots", "method")
+    search = next((s for s in searches if all(s[name] == entry[name] for name in shared)), None)
+    given = {**entry["options"], **{path: value for path, value in entry["config"].items() if "method." not in path}}
+    words = in_words(given) or "the method's own"
+    if search is not None and search["chosen"]:
+        return words, f"by the lowest validation loss of {search['runs']} runs ({search['searcher']})"
+    return words, "in the comparison's settings" if given else "-"
 
 
 def _searches(searches: Sequence[Mapping[str, Any]]) -> Table:

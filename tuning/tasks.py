@@ -16,9 +16,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from urllib.parse import parse_qsl
+from pathlib import Path
 
 import numpy as np
 
@@ -26,7 +26,8 @@ from engine.core import Array, Split, Task
 from engine.errors import RecipeError, TaskError, nearest
 from engine.images import check_images
 from engine.noise import Purpose, rng
-from tuning.degrade import degraded, split_degradations
+from engine.parsing import parse_uri
+from tuning.degrade import TASK_OPTIONS, degraded, split_degradations
 
 HALVES = ("all", "base", "new")
 
@@ -44,8 +45,21 @@ keyword-only arguments, each of its default's type, and returns a *pool*: a Task
 may be drawn from, whose `val` is the data's validation split or empty, and whose `test` is final.
 """
 
+FORMS: dict[str, str] = {
+    "mini:NAME": "a task that comes with Keyhole",
+    "folder:PATH": "your images: a folder a class, below train/ and test/ or directly",
+    "coop:PATH": "CoOp's layout: images and a split_zhou_*.json",
+    "hf:ORG/NAME": "an image classification set of the Hugging Face hub (extra `data`)",
+    "toy:": "made-up images for the box toy:, to try Keyhole itself",
+    "package.module:function": "your own loader",
+}
+"""How each scheme is written, and what it is for."""
+
 VAL_SHOTS = 4
 """Validation images a class, at most: CoOp's min(shots, 4)."""
+
+ON_DISK = frozenset({"folder", "coop"})
+"""Schemes whose rest is a path."""
 
 
 def load_task(uri: str, *, shots: int = 16, seed: int = 1, half: str = "all", test_images: int | None = None) -> Task:
@@ -77,9 +91,16 @@ def load_task(uri: str, *, shots: int = 16, seed: int = 1, half: str = "all", te
     return looked_over(part_of_test(few_shot(halve(load_pool(uri), half), shots=shots, seed=seed), test_images, seed))
 
 
-def load_pool(uri: str) -> Task:
-    """All of a task's images, before anything is drawn. Raises as `load_task` does."""
-    loader, rest, options = _resolve(split_degradations(uri)[0])
+def load_pool(uri: str, *, allow_code: bool = True) -> Task:
+    """All of a task's images, before anything is drawn.
+
+    Args:
+        uri: as of `load_task`.
+        allow_code: whether it may be `package.module:function`: only where the user typed it.
+
+    Raises as `load_task` does.
+    """
+    loader, rest, options = _resolve(split_degradations(uri)[0], allow_code)
     pool = replace(_call(loader, rest, options, uri), uri=uri)
     _check(pool)
     return pool
@@ -106,12 +127,12 @@ def part_of_test(task: Task, number: int | None, seed: int) -> Task:
     return replace(task, test=task.test.subset(rows), test_of=total)
 
 
-def looked_over(task: Task) -> Task:
-    """The task, if the header and the end of every image say that it can be read; all that lie encoded are looked at.
+def looked_over(task: Task, splits: Sequence[str] = ("train", "val", "test")) -> Task:
+    """The task, if the header and the end of every image of these splits, where it lies encoded, say it can be read.
 
     Raises TaskError naming the first that cannot.
     """
-    check_images(task.train.source, task.val.source, task.test.source)
+    check_images(*(task.splits[split].source for split in splits))
     return task
 
 
@@ -155,24 +176,36 @@ def halve(pool: Task, half: str) -> Task:
 def task_names() -> tuple[str, ...]:
     """What `keyhole list tasks` prints: the embedded tasks by name, then the forms that take a user's data."""
     embedded = tuple(f"mini:{name}" for name in importlib.import_module("miniature.tasks").TASKS)
-    return (*embedded, "toy:", "folder:PATH", "coop:PATH", "hf:ORG/NAME", "package.module:function[:REST]")
+    return (*embedded, *(form for form in FORMS if form != "mini:NAME"))
 
 
-def _resolve(uri: str) -> tuple[Callable[..., Task], str, dict[str, str]]:
-    """Loader, what follows the scheme, and the options of the query."""
+def anchored(uri: str) -> str:
+    """The URI with an absolute path where it has one, so that it means the same from any working directory."""
     scheme, colon, rest = uri.partition(":")
-    rest, _, query = rest.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    path, mark, query = rest.partition("?")
+    if scheme not in ON_DISK or not path:
+        return uri
+    return f"{scheme}{colon}{Path(path).expanduser().absolute()}{mark}{query}"
+
+
+def _resolve(uri: str, allow_code: bool = True) -> tuple[Callable[..., Task], str, dict[str, str]]:
+    """Loader, what follows the scheme, and the options of the query."""
+    scheme, rest, options = parse_uri(uri, "task")
+    colon = ":" in uri
     if colon and scheme in SCHEMES:
         target = SCHEMES[scheme]
     elif colon and "." in scheme:
+        if not allow_code:
+            raise RecipeError(
+                f"task {uri!r:.200} is code, which an artifact cannot name; if it is yours, name it with --task"
+            )
         function, _, rest = rest.partition(":")
         target = f"{scheme}:{function}"
     else:
-        raise RecipeError(
-            f"task {uri!r} names no known scheme; allowed are {', '.join(f'{name}:' for name in SCHEMES)} "
-            f"and package.module:function{nearest(scheme, SCHEMES)}"
-        )
+        hint = nearest(scheme, SCHEMES if colon else task_names())
+        if not colon and Path(uri).expanduser().is_dir():
+            hint = f", did you mean 'folder:{uri}'?"
+        raise RecipeError(f"task {uri!r} names no known scheme{hint}; a task is written {', '.join(FORMS)}")
     module, _, function = target.partition(":")
     try:
         loader = getattr(importlib.import_module(module), function)
@@ -190,8 +223,11 @@ def _call(loader: Callable[..., Task], rest: str, options: Mapping[str, str], ur
     known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     for option in options:
         if option not in known:
-            allowed = f"allowed are {', '.join(known)}" if known else "none are allowed here"
-            raise RecipeError(f"task {uri!r} has an unknown option {option!r}; {allowed}{nearest(option, known)}")
+            every = [*known, *TASK_OPTIONS]
+            hint = nearest(option, every)
+            raise RecipeError(
+                f"task {uri!r} has an unknown option {option!r}{hint}; its options are {', '.join(every)}"
+            )
     if rest and not takes_rest:
         raise RecipeError(f"task {uri!r}: nothing may follow the scheme here, but {rest!r} does; leave it out")
     typed = {option: _typed(text, known[option], f"task {uri!r}: {option}") for option, text in options.items()}
@@ -264,7 +300,7 @@ def _check_enough(pool: Task, split: Split, needed: int, shots: int, num_val: in
 
 
 def _others(count: int) -> str:
-    return f" (and {count - 1} other classes likewise)" if count > 1 else ""
+    return f" (and {count - 1} other class{'es' if count > 2 else ''} likewise)" if count > 1 else ""
 
 
 def _counts(pool: Task, split: Split) -> Array:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.errors import RecipeError, nearest
+from engine.errors import RecipeError, extra, nearest
 from tuning.trials import ERROR, RESULT, STOPPED
 
 REDRAW_S = 0.2
@@ -80,7 +80,7 @@ def check(names: Sequence[str]) -> tuple[Tracker, ...]:
         if name not in TRACKERS:
             raise RecipeError(f"tracker {name!r}{nearest(name, TRACKERS)}; allowed are {', '.join(TRACKERS)}")
         if not installed(TRACKERS[name].package):
-            raise RecipeError(f"tracker {name} needs {TRACKERS[name].package}: pip install 'keyhole[{name}]'")
+            raise RecipeError(f"tracker {name} needs the package {TRACKERS[name].package!r}; {extra(name)}")
         if name == "wandb":
             _check_wandb()
     return tuple(TRACKERS[name] for name in names)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from tuning.run import Tuning
 log = logging.getLogger(__name__)
 
 TRIAL, READS, ERROR, STOPPED = "trial.json", "reads.json", "error.json", "stopped.json"
+UNFINISHED, UNBEGUN = "not finished", "not begun"
+"""What a report says of trials that were interrupted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,22 +136,34 @@ def looks(folder: Path) -> list[dict[str, Any]]:
 
 
 def _reads(trial: Trial, recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Further accuracies of the artifact; None where it does not carry over, with the reason."""
+    """What was searched, and further accuracies of the artifact; None where it does not carry over, with the reason."""
     artifact = Artifact.load(folder)
-    own = artifact.meta["task"]
-    gives = sorted(_opened(recipe)[1].call("describe")[0].gives)
-    found: dict[str, Any] = {"gives": gives, "new": None, "shift": {}}
+    gives = sorted(_opened(recipe)[1].describe()[0].gives)
+    found: dict[str, Any] = {"gives": gives, "prompt": _searched(artifact), "new": None, "shift": {}}
     if trial.new_half:
-        new = replace(artifact, meta={**artifact.meta, "task": {**own, "half": "new"}})
-        found["new"] = _read(new, own["uri"], recipe.test_images)
+        found["new"] = _read(artifact, recipe, recipe.task, "new")
     for uri in trial.shift:
-        found["shift"][uri] = _read(artifact, uri, recipe.test_images)
+        found["shift"][uri] = _read(artifact, recipe, uri)
     return found
 
 
-def _read(artifact: Artifact, task: str, test_images: int | None) -> dict[str, Any]:
+def _searched(artifact: Artifact) -> dict[str, Any]:
+    """What theta stood for: d dimensions, M context tokens, a context for all or one for each class; none of a head."""
+    space = artifact.meta["parametrization"]
+    if space is None:
+        return {}
+    context = artifact.arrays.get("context")
+    return {
+        "dim": len(artifact.arrays["theta"]),
+        "context_tokens": None if context is None else context.shape[-2],
+        "contexts": None if context is None else 1 if context.ndim == 2 else len(context),
+        "subspace": space["subspace"],
+    }
+
+
+def _read(artifact: Artifact, recipe: Recipe, task: str, half: str | None = None) -> dict[str, Any]:
     try:
-        told = evaluate(artifact, task_uri=task, test_images=test_images)
+        told = evaluate(artifact, task_uri=task, half=half, device=recipe.device, test_images=recipe.test_images)
     except ArtifactError as error:
         return {"accuracy": None, "why": str(error)}
     return {name: told[name] for name in ("zero_shot_accuracy", "accuracy", "images")}

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Collection, Mapping, Sequence
-from urllib.parse import parse_qsl
 
 import numpy as np
 
-from engine.boxes.imperfect import open_imperfect, take_options
+from engine import parsing
+from engine.boxes.imperfect import OPTIONS, open_imperfect, take_options
 from engine.core import GIVES, BlackBox, Outputs
 from engine.errors import RecipeError, TaskError, nearest
+from engine.threads import limited
 
 SCHEMES: dict[str, str] = {
     "open_clip": "engine.boxes.named:open_named",
@@ -24,8 +25,17 @@ SCHEMES: dict[str, str] = {
 }
 """scheme -> `module:function`, called as `f(rest, *, uri, classes, template, gives, device, options)`."""
 
+FORMS: dict[str, str] = {
+    "mini:NAME": "a toy model that comes with Keyhole",
+    "open_clip:MODEL,WEIGHTS": "a model of open_clip; WEIGHTS: a published tag, a file or `random`",
+    "hf-hub:ORG/REPO": "an open_clip model on the Hugging Face hub",
+    "local-dir:PATH": "an open_clip model in a folder: open_clip_config.json and weights",
+    "toy:": "no model, a few matrices that answer at once: to try Keyhole itself",
+}
+"""How each scheme is written, and what it is for."""
+
 WITHOUT_TORCH = frozenset({"toy"})
-"""Schemes whose boxes do not compute with torch, so that nothing is said about its threads."""
+"""Schemes whose boxes do not compute with torch, which is then not imported."""
 
 _RICHEST_FIRST = ("features", "scores", "topk", "labels")
 _TOP = 5
@@ -40,19 +50,9 @@ def parse_uri(uri: str) -> tuple[str, str, dict[str, str]]:
     Raises:
         RecipeError: There is no scheme, or an option is malformed, empty or given twice.
     """
-    scheme, colon, tail = uri.partition(":")
-    if not colon or not scheme:
+    scheme, rest, options = parsing.parse_uri(uri, "box")
+    if ":" not in uri or not scheme:
         raise RecipeError(f"box {uri!r}: a box is named scheme:name, with a scheme of {', '.join(SCHEMES)}")
-    rest, _, query = tail.partition("?")
-    options: dict[str, str] = {}
-    for part in query.split("&") if query else ():
-        pair = parse_qsl(part, keep_blank_values=True)
-        if len(pair) != 1 or not pair[0][0] or not pair[0][1]:
-            raise RecipeError(f"box {uri!r}: option {part!r}; options are written ?name=value&name=value")
-        name, value = pair[0]
-        if name in options:
-            raise RecipeError(f"box {uri!r}: option {name!r} is given twice; give it once")
-        options[name] = value
     return scheme, rest, options
 
 
@@ -67,7 +67,7 @@ def open_box(
         classes: The task's class names, all different.
         template: A sentence with one `{}` for the class name.
         device: Where a local model computes, in torch's words.
-        threads: Threads of torch in this process; None leaves them as they are.
+        threads: Threads that may be used while it is opened; None leaves them alone.
 
     Raises:
         RecipeError: The URI or one of its options is unknown or malformed.
@@ -90,8 +90,6 @@ def open_box(
     if scheme not in WITHOUT_TORCH:
         import torch
 
-        if threads is not None:
-            torch.set_num_threads(threads)
         # cuDNN's default is TF32, whose error is larger than what a probe changes.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     opener = getattr(importlib.import_module(module), function)
@@ -99,7 +97,8 @@ def open_box(
     def opened(gives: frozenset[str] | None) -> BlackBox:
         return opener(rest, uri=uri, classes=classes, template=template, gives=gives, device=device, options=options)
 
-    return opened(gives) if wrong is None else open_imperfect(uri, wrong, gives, opened)
+    with limited(threads):
+        return opened(gives) if wrong is None else open_imperfect(uri, wrong, gives, opened)
 
 
 def _narrowed(uri: str, value: str | None) -> frozenset[str] | None:
@@ -115,11 +114,11 @@ def _narrowed(uri: str, value: str | None) -> frozenset[str] | None:
 
 def refuse_unknown(uri: str, options: Mapping[str, str], known: Collection[str]) -> None:
     """For openers: raise RecipeError where `options` has one that this scheme does not know."""
+    all_known = [*known, "gives", *OPTIONS]
     for name in options:
         if name not in known:
             raise RecipeError(
-                f"box {uri!r}: no option {name!r}{nearest(name, [*known, 'gives'])}; "
-                f"this scheme knows {', '.join([*known, 'gives'])}"
+                f"box {uri!r}: no option {name!r}{nearest(name, all_known)}; its options are {', '.join(all_known)}"
             )
 
 

@@ -20,6 +20,7 @@ from engine.boxes import keep_only
 from engine.boxes.cache import FeatureCache, cache_folder
 from engine.boxes.image_tower import ImageTower
 from engine.boxes.precision import computing, precision_of
+from engine.boxes.prompt_tokens import spelled
 from engine.boxes.text_tower import TextTower
 from engine.core import GIVES, Array, BoxSpec, ImageSource, Outputs, Prompts, TextSpec, Work
 from engine.errors import RecipeError, RefusedError, TaskError
@@ -94,7 +95,7 @@ class ClipBox:
         gives: What it may give back; None: all that a CLIP can, features the richest.
         device: Where to compute, in torch's words.
         identity: What else must agree for an artifact to mean the same: weights hash, model, activation.
-        vocabulary: Token ids that the model was trained on, where known; None: all.
+        vocabulary: Token ids that the model was trained on, where known; None: all. The tokenizer must decode them.
         precision: One of `precision.PRECISIONS`.
         clip: Clip the sum of an image and a pixel frame to [0, 1], as an API that takes 8-bit images does.
         cache: Keep image features on disk (cache.py), where KEYHOLE_CACHE does not forbid it.
@@ -132,7 +133,7 @@ class ClipBox:
         # A bias (SigLIP) is the same for all classes of a row: softmax and argmax do not see it.
         self._template_features: Array | None = None
         self._total = Work(sequences=self.text_tower.sequences, image_encodes=self.image_tower.encodes)
-        text = self._text_spec(vocabulary)
+        text = self._text_spec(vocabulary, tokenizer)
         self.spec = BoxSpec(
             uri=uri,
             gives=frozenset(GIVES) if gives is None else gives,
@@ -144,7 +145,6 @@ class ClipBox:
             identity={
                 **identity,
                 "preprocess": preprocess.as_dict(),
-                "device": self._device.type,
                 **({"precision": precision} if precision != "fp32" else {}),
                 **({"clip": True} if clip else {}),
             },
@@ -156,7 +156,7 @@ class ClipBox:
         self._cached = cache
         self._cache: FeatureCache | None = None
 
-    def _text_spec(self, vocabulary: frozenset[int] | None) -> TextSpec | None:
+    def _text_spec(self, vocabulary: frozenset[int] | None, tokenizer: Any) -> TextSpec | None:
         context = self.text_tower.template_context
         if context is None:
             return None
@@ -164,7 +164,10 @@ class ClipBox:
         own = hasattr(tower, "token_embedding")
         table = (tower.token_embedding if own else tower.transformer.get_input_embeddings()).weight
         rows = table if vocabulary is None else table[sorted(vocabulary)]
-        return TextSpec(context=_numpy(context), sigma=float(self.text_tower.sigma), vocabulary=_numpy(rows))
+        words = None if vocabulary is None else spelled(tokenizer, vocabulary)
+        return TextSpec(
+            context=_numpy(context), sigma=float(self.text_tower.sigma), vocabulary=_numpy(rows), words=words
+        )
 
     @torch.inference_mode()
     def stage(self, source: ImageSource) -> StagedImages:
@@ -226,8 +229,8 @@ class ClipBox:
             with computing(self._precision, self._device):
                 canary = self.image_tower.fingerprint()
             tower = self.image_tower
-            about = {"box": self.spec.identity, "way": tower.path, "batch": tower.batch, "canary": canary}
-            self._cache = FeatureCache(folder, about)
+            way = {"way": tower.path, "batch": tower.batch, "device": self._device.type}
+            self._cache = FeatureCache(folder, {"box": self.spec.identity, "canary": canary, **way})
         return self._cache
 
     def _projected(self, source: ImageSource, rows: Sequence[int]) -> Tensor:

@@ -8,12 +8,13 @@ Knows nothing of models, or of contexts that are not words.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import chain, takewhile
+from string import punctuation
 from typing import Any
 
-from engine.errors import RefusedError, TaskError
+from engine.errors import RefusedError, TaskError, UnknownWordsError
 
 Tokenizer = Callable[..., Any]
 """An open_clip tokenizer: `tokenizer(texts, context_length=n)` -> `(len(texts), n)` int64 ids, padded behind."""
@@ -95,8 +96,9 @@ def tokenize_prompts(
         vocabulary: the ids that the model knows, where it does not know all of its tokenizer's.
 
     Raises:
-        TaskError: a name or template that is empty, too long, has words outside the vocabulary, or melts together
-            with the word before it (then the context has no end).
+        TaskError: a name or template that is empty, too long, or melts together with the word before it (then the
+            context has no end).
+        UnknownWordsError: words outside the vocabulary.
         RefusedError: a tokenizer that does not put its padding last.
     """
     before, behind = split_template(template)
@@ -126,8 +128,6 @@ def tokenize_prompts(
         if not name.strip() or not body:
             raise TaskError(f"class {name!r} has no tokens in {template=}; every class needs a name")
         suffixes.append((*body, *end))
-        _check_known(f"class {name!r}", body, vocabulary)
-    _check_known(f"{template=}", context, vocabulary)
     found = PromptTokens(
         start=start,
         context=context,
@@ -137,6 +137,8 @@ def tokenize_prompts(
         length=length,
         classes=tuple(classes),
     )
+    if vocabulary is not None:
+        _refuse_unknown(tokenizer, template, found, vocabulary)
     found.rows()  # names that do not fit are refused here, at opening
     return found
 
@@ -148,10 +150,37 @@ def _unpadded(row: Sequence[int], pad: int) -> tuple[int, ...]:
     return tuple(row[:size])
 
 
-def _check_known(what: str, ids: Sequence[int], vocabulary: frozenset[int] | None) -> None:
-    unknown = [] if vocabulary is None else sorted(set(ids) - vocabulary)
-    if unknown:
-        raise TaskError(
-            f"{what} has words that this model does not know (tokens {unknown}); it knows {len(vocabulary or ())} "
-            "tokens; use other words"
-        )
+def _refuse_unknown(tokenizer: Tokenizer, template: str, tokens: PromptTokens, vocabulary: Collection[int]) -> None:
+    """Raise UnknownWordsError naming all words outside the vocabulary, and where the first of them stands."""
+    known = {*vocabulary, *tokens.start, *tokens.end, tokens.pad}
+    if known.issuperset(chain(tokens.context, *tokens.suffixes)):
+        return
+    before, behind = split_template(template)
+    ending = "".join(takewhile(str.isalnum, behind))  # "{}s" makes other words of the names
+    texts = {f"{template=}": f"{before} {behind.removeprefix(ending)}"}
+    texts |= {f"class {name!r}": name + ending for name in tokens.classes}
+    words = {place: [word.strip(punctuation) or word for word in text.split()] for place, text in texts.items()}
+    every = list(dict.fromkeys(chain(*words.values())))
+    rows = tokenizer(every, context_length=_ROOM * tokens.length).tolist()
+    strange = [word for word, row in zip(every, rows, strict=True) if not known.issuperset(row)]
+    places = [place for place, its in words.items() if not set(strange).isdisjoint(its)] or list(texts)
+    others = "" if len(places) == 1 else f" and {len(places) - 1} more"
+    raise UnknownWordsError(
+        f"{places[0]}{others}: this model does not know the word{'s' if len(strange) > 1 else ''} "
+        f"{_some([repr(word) for word in strange or every])}; it knows {len(vocabulary)} tokens; use other words"
+    )
+
+
+def _some(words: Sequence[str]) -> str:
+    return ", ".join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")
+
+
+def spelled(tokenizer: Any, vocabulary: Collection[int]) -> tuple[str, ...]:
+    """What the tokens of a vocabulary spell, in the order of their ids; the part of a word ends in a hyphen.
+
+    Args:
+        tokenizer: open_clip's, which decodes a token that ends a word with a space behind it.
+        vocabulary: token ids.
+    """
+    texts = [tokenizer.decode([token]) for token in sorted(vocabulary)]
+    return tuple(f"{text}-" if text.isalnum() else text.rstrip() for text in texts)

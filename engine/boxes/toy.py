@@ -121,7 +121,7 @@ class ToyBox:
             template=template,
             image_size=SIDE,
             text=TextSpec(context=_NETWORK.template, sigma=SIGMA),
-            identity={"weights": "toy-1", "model": "toy", "preprocess": _PREPROCESS.as_dict(), "device": "cpu"},
+            identity={"weights": "toy-1", "model": "toy", "preprocess": _PREPROCESS.as_dict()},
         )
         self._work = Work()
 

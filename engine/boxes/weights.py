@@ -7,6 +7,7 @@ Knows nothing of box URIs beyond their place in a message, of prompts, or of how
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import logging
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from open_clip.convert import convert_state_dict
 from open_clip.factory import load_checkpoint
 from torch import Tensor, nn
 
-from engine.errors import BoxError, RecipeError
+from engine.errors import BoxError, RecipeError, extra
 from engine.images import Preprocess
 
 ACTIVATIONS = ("quickgelu", "gelu")
@@ -29,12 +30,17 @@ PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
 def fetched(uri: str, fetch: Callable[[], Any]) -> Any:
-    """What `fetch` returns. Raises BoxError in one sentence where a hub, a download or its content fails."""
+    """What `fetch` returns. Raises BoxError in one sentence where a hub, a download or its content fails.
+
+    RecipeError where a package is missing.
+    """
     try:
         with _unlogged():
             return fetch()
     except Exception as error:  # hubs fail with their own errors, OSError, RuntimeError and ValueError alike
         reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if "transformers" in reason and importlib.util.find_spec("transformers") is None:
+            raise RecipeError(f"box {uri!r}: this model needs the package 'transformers'; {extra('hf')}") from error
         raise BoxError(
             f"box {uri!r}: could not be loaded ({reason}); check the name and the network, "
             "or fetch the weights to a file and give its path"

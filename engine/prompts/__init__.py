@@ -22,6 +22,15 @@ PROMPTS: dict[str, str] = {
 """name -> `module:function`, called as `f(spec, *, subspace, seed, **options)`, options among its own keywords."""
 
 
+ABOUT: dict[str, str] = {
+    "text": "vectors in place of the template's words before the class name",
+    "pixels": "a frame of pixels added around every image",
+    "text+pixels": "both at once",
+    "words": "templates in plain words, for boxes that take only words",
+}
+"""What each is, in a line."""
+
+
 def make_prompt(
     name: str,
     spec: BoxSpec,

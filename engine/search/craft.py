@@ -19,7 +19,9 @@ from engine.search.sharpness import check_population, full_cma, worst_last
 
 @dataclass(frozen=True, kw_only=True)
 class Craft:
-    """CraFT: CMA-ES on what an adapter makes of a candidate's scores; after each generation the adapter is trained.
+    """CraFT: evolution (CMA-ES) together with a trained adapter.
+
+    CraFT: CMA-ES on what an adapter makes of a candidate's scores; after each generation the adapter is trained.
 
     Wang et al., CraFT, ICML 2024, arXiv 2402.04050: a candidate's loss is CE(r, y) + weight KL(r, x), with x its scores
     and r what the adapter (C-256-C, engine/score_heads.py) makes of them; then Adam on the adapter, on the scores of

@@ -197,7 +197,9 @@ class DescentSearch:
 
 @dataclass(frozen=True, kw_only=True)
 class Momentum:
-    """Our scalar rule: few orthonormal probes on a shared base, averaged by momentum, steps of a set length.
+    """Keyhole's own on losses alone: a few probes, then a step.
+
+    Our scalar rule: few orthonormal probes on a shared base, averaged by momentum, steps of a set length.
 
     m <- beta m + (1 - beta) g,  m_hat = m / (1 - beta^t);
     theta <- theta - radius sqrt(d) (1 + cos(pi progress)) / 2 m_hat / |m_hat|.

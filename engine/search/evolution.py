@@ -28,7 +28,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Nevergrad:
-    """Any optimizer of Nevergrad's registry, over `Array(shape=(d,))` from theta = 0 with standard deviation `sigma`.
+    """Any optimizer of the Nevergrad library, such as CMA.
+
+    Any optimizer of Nevergrad's registry, over `Array(shape=(d,))` from theta = 0 with standard deviation `sigma`.
 
     - theta = 0 is evaluated first, alone. It is the mean of CMA's first population, the first point of OnePlusOne and
       a member of the first population of DE and PSO, and is not paid for again.

@@ -28,7 +28,9 @@ CBBT_DIRECTIONS = (4, 256)
 
 @dataclass(frozen=True, kw_only=True)
 class Cbbt:
-    """CBBT's prompt half: q sphere directions on a shared base, gradient clipped, cosine decay.
+    """CBBT: random probes around the prompt, then descent.
+
+    CBBT's prompt half: q sphere directions on a shared base, gradient clipped, cosine decay.
 
     Guo et al., Black-Box Tuning of Vision-Language Models with Effective Gradient Approximation, Findings of EMNLP
     2023, arXiv 2312.15901:  g = (kappa / q) sum_j [(f(w + eps u_j) - f(w)) / eps] u_j,  |u_j| = 1;  |g| clipped to 5.
@@ -83,7 +85,9 @@ class Cbbt:
 
 @dataclass(frozen=True, kw_only=True)
 class SpsaGc:
-    """BlackVIP's SPSA-GC: pairs of segmented-uniform probes, divided elementwise, and look-ahead momentum.
+    """BlackVIP's SPSA-GC: paired probes and momentum.
+
+    BlackVIP's SPSA-GC: pairs of segmented-uniform probes, divided elementwise, and look-ahead momentum.
 
     Oh et al., BlackVIP, CVPR 2023, arXiv 2303.14773:  c_t = c / t^gamma,  a_t = a / (t + o)^alpha,
     m_t = beta m_{t-1} + g_t,  w <- w - a_t (g_t + beta m_t): not normalised, so that beta = 0.9 takes about ten times
@@ -126,7 +130,9 @@ class SpsaGc:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """BAR, as BlackVIP and ZIP run it: one-sided sphere estimator on a shared base, plain descent.
+    """BAR: one-sided random probes and plain descent.
+
+    BAR, as BlackVIP and ZIP run it: one-sided sphere estimator on a shared base, plain descent.
 
     Tsai et al., ICML 2020, arXiv 2007.08714:  g = (d / q) sum_j u_j (f(w + beta u_j) - f(w)) / beta;  w <- w - a_t g
     (with a mean over the directions). The learning rate falls from `lr` to `lr_end`. Its sizes are a pixel frame's, in
@@ -161,7 +167,9 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Zip:
-    """ZIP's update: SPSA averaged over k pairs, the gradient's norm clipped at sqrt(d).
+    """ZIP: paired probes, averaged, with a clipped gradient.
+
+    ZIP's update: SPSA averaged over k pairs, the gradient's norm clipped at sqrt(d).
 
     Park et al., ZIP, ICLR 2025:  w <- w - a_t g min(1, sqrt(d) / |g|). No momentum in the shipped configuration. Its
     parameters are low-rank with a shared vector: `engine.prompts.subspaces.LowRank`, which text prompts take unless

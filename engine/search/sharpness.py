@@ -90,7 +90,9 @@ class ScriptSearch:
 
 @dataclass(frozen=True, kw_only=True)
 class BptVlm:
-    """BPT-VLM: full CMA-ES from theta = 0 with a population of 30 and standard deviation 1.
+    """BPT-VLM: evolution (CMA-ES), also from bare labels.
+
+    BPT-VLM: full CMA-ES from theta = 0 with a population of 30 and standard deviation 1.
 
     Yu et al., Black-box Prompt Tuning for Vision-Language Model as a Service, IJCAI 2023. Text prompts take a random
     projection unless told otherwise: of an eighth of the dimensions, as 500 are of its eight tokens.
@@ -119,7 +121,9 @@ class BptVlm:
 
 @dataclass(frozen=True, kw_only=True)
 class SharpZo:
-    """SharpZO: CMA-ES on losses at samples shifted uphill (sharpness-aware), then sparse two-point descent.
+    """SharpZO: evolution (CMA-ES) first, then descent.
+
+    SharpZO: CMA-ES on losses at samples shifted uphill (sharpness-aware), then sparse two-point descent.
 
     Yang et al., SharpZO, NeurIPS 2025, arXiv 2506.20990.
     Stage 1, each generation: ghat_i = (f(w + mu e_i) - f(w - mu e_i)) / (2 mu) for all i at the CMA mean w,

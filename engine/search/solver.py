@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.optimize import minimize
 
 from engine.core import Array
 from engine.search.tables import Table
@@ -99,8 +100,6 @@ def solve(table: Table, target: Target, mix: Array, paid: Paid, start: Array | N
     Returns:
         `(G, K)` float64: the best point reached, never worse than the first guess.
     """
-    from scipy.optimize import minimize
-
     parts, num, _ = mix.shape
     table = table.double() if table.size <= SMALL else table
 

@@ -24,7 +24,9 @@ TRIES = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
-    """Templates in words, recombined: each child takes every slot from one of two good parents, or from the pool.
+    """Templates in plain words, for boxes that take only words.
+
+    Templates in words, recombined: each child takes every slot from one of two good parents, or from the pool.
 
     First the pool of whole templates is evaluated, then generations of `popsize` children of the `popsize` best so far.
     Only ranks count, so that labels are enough. Where the box gives features, the deployed classifier mixes all the
@@ -58,9 +60,10 @@ class WordsSearch:
         self._search = ScriptSearch(self._run, dim)
         self._asked: dict[bytes, Array] = {}
 
-    def introduce(self, pool: Array) -> None:
-        """The `(T, d)` rows of whole templates, the task's own (theta = 0) first."""
+    def introduce(self, pool: Array) -> WordsSearch:
+        """This search, told the `(T, d)` rows of whole templates, the task's own (theta = 0) first."""
         self._pool = np.array(pool, np.float32)
+        return self
 
     @property
     def asked(self) -> Array:

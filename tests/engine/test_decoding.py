@@ -28,7 +28,7 @@ def test_workers_read_images_and_the_driver_none(ray_local, tmp_path):
     problem = spec(tmp_path)
     pool = RayPool(problem, 2, chunk=1)
     try:
-        losses = pool.evaluate(np.zeros((4, pool.call("describe")[1]), np.float32)).losses
+        losses = pool.evaluate(np.zeros((4, pool.describe()[1]), np.float32)).losses
     finally:
         pool.close()
     assert np.isfinite(losses).all()

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from engine.core import Feedback, Reply, Work
+from engine.core import Feedback, Reply, Split, Work
 from engine.errors import BudgetError
 from engine.ledger import Ledger
 from engine.loop import steps
 from engine.noise import Purpose, rng
+from engine.session import Session
 
 N, VAL, DIM = 20, 8, 5
 GOAL = np.linspace(0.5, 1.5, DIM)
@@ -16,8 +17,14 @@ class Bowl:
 
     workers = 0
 
-    def __init__(self):
-        self.asked = []
+    def __init__(self, free_looks=False):
+        self.asked, self.free_looks = [], free_looks
+
+    def describe(self):
+        return None, DIM, self.free_looks
+
+    def read(self, theta, split, *, whole):
+        return self.evaluate(theta[None], split=split)
 
     def evaluate(self, thetas, rows=None, *, split="train", table=False):
         num = (N if split == "train" else VAL) if rows is None else len(rows)
@@ -56,10 +63,15 @@ class Walk:
         self.step, self.best, self.loss = state["step"], state["best"], state["loss"]
 
 
+def session(evaluator=None, budget=50.0, val=VAL):
+    sizes = {"train": N, "val": val}
+    splits = {name: Split(source=None, labels=np.zeros(size)) for name, size in sizes.items() if size}
+    return Session(evaluator or Bowl(), Ledger(images=N, budget=budget), splits)
+
+
 def run(search=None, evaluator=None, budget=50.0, **settings):
-    ledger = Ledger(images=N, budget=budget)
-    evaluator = evaluator or Bowl()
-    return list(steps(search or Walk(), evaluator, ledger=ledger, num_val=VAL, **settings)), ledger, evaluator
+    asked = session(evaluator, budget)
+    return list(steps(search or Walk(), asked, **settings)), asked.ledger, asked.evaluator
 
 
 def facts(history):
@@ -98,7 +110,7 @@ def test_about_twenty_looks_selected_by_validation_loss():
 
 def test_looks_are_charged_unless_they_follow_from_answers():
     _, paid, evaluator = run()
-    _, free, _ = run(free_looks=True)
+    _, free, _ = run(evaluator=Bowl(free_looks=True))
     looks = sum(1 for split, *_ in evaluator.asked if split == "val")
     trained = sum(count for split, count, _ in evaluator.asked if split == "train")
     assert paid.pairs == trained * N + looks * VAL
@@ -106,8 +118,7 @@ def test_looks_are_charged_unless_they_follow_from_answers():
 
 
 def test_without_validation_the_training_loss_selects():
-    ledger = Ledger(images=N, budget=30)
-    history = list(steps(Walk(), Bowl(), ledger=ledger, num_val=0))
+    history = list(steps(Walk(), session(budget=30, val=0)))
     assert history[-1].best.val_loss == pytest.approx(history[-1].best_loss)
 
 
@@ -128,15 +139,15 @@ def test_minibatches_are_a_function_of_seed_and_step():
 def test_resume_gives_the_same_history(stop):
     whole, ledger, _ = run()
     first = []
-    for step in steps(Walk(), Bowl(), ledger=Ledger(images=N, budget=50), num_val=VAL):
+    for step in steps(Walk(), session()):
         first.append(step)
         if len(first) == stop:
             state = step.state()
             break
-    other = Ledger(images=N, budget=50)
-    rest = list(steps(Walk(), Bowl(), ledger=other, num_val=VAL, resume=state))
+    other = session()
+    rest = list(steps(Walk(), other, resume=state))
     assert facts(first + rest) == facts(whole)
-    assert other == ledger
+    assert other.ledger == ledger
 
 
 def test_failed_candidates_do_not_end_a_run():
@@ -154,5 +165,5 @@ def test_failed_candidates_do_not_end_a_run():
 def test_a_budget_below_the_template_is_refused_before_anything_is_sent():
     evaluator = Bowl()
     with pytest.raises(BudgetError, match="allow more"):
-        list(steps(Walk(), evaluator, ledger=Ledger(images=N, budget=1), num_val=VAL))
+        list(steps(Walk(), session(evaluator, budget=1)))
     assert not evaluator.asked

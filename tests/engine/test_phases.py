@@ -51,7 +51,7 @@ def test_staging_says_how_far_it_is(heard, monkeypatch):
 
     monkeypatch.setenv("KEYHOLE_CACHE", "off")
     serial = Serial(problem("mini:resnet", load_task("mini:digits", shots=1)))
-    serial.problem.staged("test")
+    serial.read(None, "test", whole=False)
     test = [one for one in heard() if one.what == "encoding test images"]
     assert [one.what for one in heard()][:1] == ["opening mini:resnet"]
     assert [one.done for one in test if not one.ended] == [0, 256, 512, 768, 1024, 1280, 1397]
@@ -62,7 +62,7 @@ def test_staging_says_how_far_it_is(heard, monkeypatch):
 def test_what_workers_do_is_said_too(ray_local, heard):
     pool = RayPool(problem(), 1)
     try:
-        theta = np.zeros((1, pool.call("describe")[1]), np.float32)
+        theta = np.zeros((1, pool.describe()[1]), np.float32)
         for split in ("train", "val", "val"):
             pool.evaluate(theta, split=split)
     finally:
@@ -70,6 +70,7 @@ def test_what_workers_do_is_said_too(ray_local, heard):
     said = [one.what for one in heard() if not one.ended]
     assert said == [
         "starting Ray",
-        "opening toy: and encoding train images in 1 worker",
+        "opening toy: in 1 worker",
+        "encoding train images in 1 worker",
         "encoding val images in 1 worker",
     ]

@@ -13,7 +13,7 @@ from engine.core import Array
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """Toy images; each reading leaves a file `PID-rows` in a folder."""
+    """Toy images; each reading adds a byte to a file `PID-rows` in a folder."""
 
     images: ToyImages
     folder: str
@@ -22,5 +22,6 @@ class Traced:
         return len(self.images)
 
     def read(self, rows: Sequence[int]) -> list[Array]:
-        Path(self.folder, f"{os.getpid()}-{len(rows)}").touch()
+        with open(Path(self.folder, f"{os.getpid()}-{len(rows)}"), "ab") as file:
+            file.write(b".")
         return self.images.read(rows)

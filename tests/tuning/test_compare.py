@@ -87,6 +87,7 @@ def test_the_page_of_the_documentation_is_a_comparison():
         ({"methods": ["momentum"]}, ["method.radios={grid: [1]}"], "radius"),
         ({"methods": ["momentum"]}, ["promt.tokens=4"], "prompt"),
         ({"methods": ["momentum"]}, ["method.radius={loguniform: [1, 0]}"], "low, high"),
+        ({"methods": [{"name": "zip", "radius": {"choice": [1, 2]}}]}, [], "has no option 'radius'"),
         ({"methods": ["momentum"]}, ["workers=2"], "--parallel"),
         ({"methods": ["momentum"], "seeds": [1, 1]}, [], "twice"),
         ({"methods": ["momentum"], "searcher": "optima"}, [], "optuna"),
@@ -98,7 +99,7 @@ def test_the_page_of_the_documentation_is_a_comparison():
 def test_a_mistake_is_found_before_anything_runs(tmp_path, settings, words, hint):
     with pytest.raises(RecipeError, match=hint):
         compare(make_comparison({**TOY, **settings}, words), tmp_path / "c", cluster=IN_TURN)
-    assert not (tmp_path / "c" / "trials").exists()
+    assert not (tmp_path / "c").exists()
 
 
 def test_draws_are_different_and_spread():
@@ -337,10 +338,10 @@ def test_searches_on_tune(tmp_path, ray_local, extra):
 
 @pytest.mark.ray
 def test_a_trial_that_fits_nowhere(tmp_path, ray_local):
-    from tuning.compare import _room
+    from tuning.compare import room
 
     with pytest.raises(BoxError, match="no node"):
-        _room({"cpus": 1000, "gpus": 0}, own=True)
+        room({"cpus": 1000, "gpus": 0}, own=True)
 
 
 @pytest.mark.ray

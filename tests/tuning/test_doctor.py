@@ -3,6 +3,7 @@
 import pytest
 
 from engine.boxes import open_box
+from engine.errors import RecipeError
 from tuning.doctor import CLASSES, TEMPLATE, _exactly, examine, precision_error
 
 
@@ -42,12 +43,32 @@ def test_a_larger_probe_drowns_the_error():
     assert large < small
 
 
-def test_a_precision_without_effect_is_no_healthy_box(monkeypatch):
+def test_a_precision_without_effect_is_a_users_mistake(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    findings = examine("mini:resnet?precision=tf32")
-    assert not findings["healthy"] and "no effect on 'cpu'" in findings["box"]
+    with pytest.raises(RecipeError, match="no effect on 'cpu'"):
+        examine("mini:resnet?precision=tf32")
+
+
+def test_a_box_that_cannot_be_fetched_is_not_healthy(monkeypatch):
+    def unreachable(*_args, **_more):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("open_clip.create_model", unreachable)
+    findings = examine("hf-hub:nobody/nothing")
+    assert not findings["healthy"] and "no route to host" in findings["box"]
+
+
+def test_the_words_of_a_box_with_few_are_all_listed():
+    findings = examine("mini:resnet")
+    words = findings["words"].split()
+    assert findings["tokens"] == len(words) == 130 and {"digit", "seven", "tri-", "angles"} <= set(words)
+
+
+def test_a_box_that_knows_any_word_says_how_many_tokens_it_has():
+    findings = examine("open_clip:RN50,random")
+    assert findings["tokens"] == 49408 and findings["words"].startswith("any")
 
 
 def test_the_same_box_in_fp32():

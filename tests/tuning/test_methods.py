@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 
 import numpy as np
 import pytest
+from counted import Talking
 
 from engine.artifact import Artifact
 from engine.boxes import toy
-from engine.core import Feedback, Outputs
-from engine.errors import RecipeError, RefusedError
+from engine.core import Feedback
+from engine.errors import BudgetError, RecipeError, RefusedError
 from engine.pool import Serial
 from engine.search import METHODS, fit, make
 from tuning import queryless, run
 from tuning.evaluate import evaluate
 from tuning.recipe import make_recipe
 from tuning.run import Tuning, problem_of, prompt_of
-
-
-class Talking(toy.ToyBox):
-    """The toy box, taking words: a template moves every class feature by its own noise."""
-
-    def __init__(self, **settings):
-        super().__init__(**settings)
-        self.spec = dataclasses.replace(self.spec, accepts=frozenset({"words"}))
-
-    def answer(self, prompts, staged, rows):
-        sentences = prompts.words or (self.spec.template,) * len(prompts)
-        contexts = [self._context(sentence) for sentence in sentences]
-        text = toy._NETWORK.text(np.stack(contexts), self.spec.classes)
-        return toy.keep_only(Outputs(text=text, image=staged[rows][None], scale=toy.SCALE), self.spec.gives)
-
-    def _context(self, sentence):
-        if sentence == self.spec.template:
-            return toy._NETWORK.template
-        # Longer sentences come nearer to what the images are like.
-        share = min(len(sentence), 60) / 60
-        noise = np.random.default_rng(list(sentence.encode())).normal(size=toy._NETWORK.template.shape)
-        return (toy._NETWORK.template + share * (toy._NETWORK.optimum - toy._NETWORK.template) + 0.3 * noise).astype(
-            "f4"
-        )
 
 
 def talking(rest, *, uri, classes, template, gives, device, options):
@@ -56,7 +33,6 @@ def world(monkeypatch):
     monkeypatch.setattr(boxes, "WITHOUT_TORCH", frozenset({"toy", "talking"}))
     task = toy.toy_task(seed=1)
     monkeypatch.setattr(run, "load_task", lambda uri, **settings: task)
-    monkeypatch.setattr("tuning.evaluate.load_task", lambda uri, **settings: task)
     return task
 
 
@@ -116,7 +92,31 @@ def test_a_head_on_scores_joins_a_prompt_method(tmp_path, world):
     joined, read = tuned(tmp_path / "joined", "momentum", "toy:?gives=scores", head="score-linear")
     assert joined["head"] == "score-linear" and read["accuracy"] == joined["accuracy"]
     assert joined["train_loss"] < alone["train_loss"]
-    assert joined["evaluations"] == alone["evaluations"], "a head costs no query"
+    assert joined["evaluations"] == alone["evaluations"] + 1, "the selected prompt's scores are read once more"
+    searched, _ = tuned(tmp_path / "features", "momentum", "toy:")
+    free, _ = tuned(tmp_path / "free", "momentum", "toy:", head="gda")
+    assert free["evaluations"] == searched["evaluations"], "features have come back already"
+
+
+def test_a_head_whose_last_read_the_budget_may_not_cover_is_refused_before_the_first_query(
+    tmp_path, world, monkeypatch
+):
+    monkeypatch.setattr(Serial, "evaluate", lambda *args, **settings: pytest.fail("a query was sent"))
+    with pytest.raises(BudgetError, match="give at least 2.5"):
+        tuned(tmp_path, "momentum", "toy:?gives=scores", budget=2, head="score-linear")
+
+
+def test_words_go_on_from_an_earlier_run_with_their_mixture(tmp_path, world):
+    """The template that was kept is the first parent, and one of those that are mixed."""
+    tuned(tmp_path / "first", "words", "talking:", budget=100)
+    kept = Artifact.load(tmp_path / "first")
+    result, read = tuned(tmp_path / "second", "words", "talking:", budget=10, start=str(tmp_path / "first"))
+    assert result["head"] == "templates" and read["accuracy"] == result["accuracy"] > result["zero_shot_accuracy"]
+    again = Artifact.load(tmp_path / "second")
+    assert again.arrays["head.templates.weights"][1] > 0, "the kept template is the first after the task's own"
+    history = [json.loads(line) for line in (tmp_path / "second" / "history.jsonl").read_text().splitlines()]
+    own = Serial(problem_of(make_recipe({"task": "toy:", "box": "talking:", "method": "words"}), world, make("words")))
+    assert min(line["best_loss"] for line in history) <= own.evaluate(kept.arrays["theta"][None]).losses[0]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -164,7 +164,7 @@ def test_a_method_brings_its_prompt_tokens_and_subspace_unless_told_otherwise():
 def test_the_pool_leaves_out_what_the_box_does_not_know(world):
     recipe = make_recipe({"task": "toy:", "box": "talking:", "method": "words"})
     serial = Serial(problem_of(recipe, world, make("words")), chunk=2)
-    every = serial.call("pool")
+    every = serial.templates()
     assert len(every) > 80, "a box that does not say is asked for all"
 
     class Tower:
@@ -172,7 +172,7 @@ def test_the_pool_leaves_out_what_the_box_does_not_know(world):
             return "photo" in template
 
     serial.problem.box.text_tower = Tower()
-    some = serial.call("pool")
+    some = serial.templates()
     sentences = serial.problem.prompt.decode(some).words
     assert sentences[0] == world.template and 1 < len(some) < len(every)
     assert all("photo" in sentence for sentence in sentences[1:])

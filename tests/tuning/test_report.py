@@ -56,7 +56,7 @@ def test_paired_tests_agree_with_scipy():
 
 
 def test_no_difference_is_no_evidence():
-    (row,) = paired_tests({"a": {1: 0.5, 2: 0.5}, "b": {1: 0.5, 2: 0.5}})
+    (row,) = paired_tests({"a": {1: 0.5, 2: 0.5, 3: 0.5}, "b": {1: 0.5, 2: 0.5, 3: 0.5}})
     assert row["p"] == 1.0
 
 

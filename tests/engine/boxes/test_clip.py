@@ -62,7 +62,7 @@ def test_what_it_says_of_itself(box, model):
     assert spec.text.context.shape == (4, 32) and spec.text.context.dtype == np.float32
     assert spec.text.sigma == pytest.approx(float(model.token_embedding.weight.std()), rel=1e-5)
     assert spec.text.vocabulary.shape == (49408, 32)
-    assert spec.identity == {"weights": "0", "preprocess": PREPROCESS.as_dict(), "device": "cpu"}
+    assert spec.identity == {"weights": "0", "preprocess": PREPROCESS.as_dict()}
     assert spec.image_size == 32 and "text" in spec.path and "image patches" in spec.path
 
 

@@ -11,6 +11,7 @@ from engine.ledger import Ledger
 from engine.loop import steps
 from engine.pool import Serial
 from engine.problem import ProblemSpec
+from engine.session import Session
 
 
 def evaluator(box="toy:"):
@@ -26,10 +27,7 @@ def loss(method, options, budget, seed=1, box="toy:", **settings):
     labels = serial.problem.spec.splits["train"].labels
     rounds = steps(
         made.start(serial.describe()[1], budget, seed),
-        serial,
-        ledger=Ledger(images=len(labels), budget=budget),
-        num_val=len(serial.problem.spec.splits["val"]),
-        free_looks=serial.describe()[2],
+        Session(serial, Ledger(images=len(labels), budget=budget), serial.problem.spec.splits),
         table=made.needs.table,
         **settings,
     )

@@ -1,0 +1,46 @@
+"""`keyhole bench`: a command for each bench, which is imported when it is called.
+
+Knows nothing of what they measure beyond a line each.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+BENCHES = {
+    "tasks": ("bench.admission", "In which embedded tasks there is something to tune."),
+    "evaluate": ("bench.evaluate", "What one evaluation costs, beside the ways that others do it."),
+    "overhead": ("bench.overhead", "What a comparison adds to the seconds of its runs."),
+    "search": ("bench.search", "The accuracy of every method by evaluations spent."),
+    "workers": ("bench.workers", "How evaluations speed up with Ray workers."),
+    "memory": ("bench.memory", "Peak memory of a search with many classes."),
+    "heads": ("bench.heads", "The accuracy of heads on returned features and scores."),
+}
+"""name -> a module with a `main(arguments)`, and what it measures."""
+
+
+@click.group("bench", invoke_without_command=True)
+@click.pass_context
+def bench(context: click.Context) -> None:
+    """Remake the numbers of docs/benchmarks.md.
+
+    The settings of one: keyhole bench tasks --help.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def _add(name: str, module: str, about: str) -> None:
+    # The bench's own parser reads the arguments, --help among them.
+    settings = {"ignore_unknown_options": True, "help_option_names": []}
+
+    @bench.command(name, help=about, context_settings=settings)
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def run(arguments: tuple[str, ...]) -> None:
+        raise click.exceptions.Exit(importlib.import_module(module).main(arguments))
+
+
+for _name, (_module, _about) in BENCHES.items():
+    _add(_name, _module, _about)

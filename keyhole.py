@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,9 +150,9 @@ def tune_command(
         if out is not None or set(given) - {"workers"} or settings:
             raise RecipeError("--resume goes with --workers only: all other settings are those of the run folder")
         if (resume / folder.RESULT).exists():
-            _print_result(json.loads((resume / folder.RESULT).read_text(encoding="utf-8")), resume, as_json)
+            _print_result(folder.read_result(resume), resume, as_json)
             return
-        base = load_recipe(resume / folder.RECIPE)
+        base = folder.resumed_recipe(resume)
     files = [word for word in settings if "=" not in word]
     if len(files) > 1:
         raise RecipeError(f"one recipe file at most, but got {', '.join(files)}; settings are key=value")
@@ -170,11 +170,11 @@ def tune_command(
         return
     with _interruptible() as interrupted, Progress(recipe.budget) as progress:
         tuning = Tuning(recipe, resume or out or folder.default_path(recipe), resume=resume is not None)
-        for step in tuning:
-            progress.step(step)
-            if interrupted.is_set():
-                tuning.checkpoint()
-                break
+        with closing(iter(tuning)) as rounds:
+            for step in rounds:
+                progress.step(step)
+                if interrupted.is_set():
+                    break
     if not tuning.result:
         click.echo(f"interrupted; go on with: keyhole tune --resume {tuning.out}", err=True)
         raise click.exceptions.Exit(INTERRUPTED)

@@ -30,7 +30,8 @@ from engine.pool import Serial
 from engine.score_heads import log_probabilities
 from engine.session import Session
 from tuning.recipe import make_recipe
-from tuning.run import fitted, problem_of, prompt_of, task_of
+from tuning.resolve import prompt_of
+from tuning.run import fitted, problem_of, task_of
 
 TASKS = ("mini:digits", "mini:biased", "mini:bgcol", "mini:countw", "mini:color")
 SPLITS = ("train", "val", "test")

@@ -1,7 +1,8 @@
 """`keyhole bench memory`: what a table search holds and how long its rounds take, at the size of a 16-shot ImageNet.
 
 The box is synthetic, since only shapes matter: random image features, and a fixed random network from the context to
-the class features. The rest is what a run goes through, problem, loop and search, in one process on one thread.
+the class features. The rest is what a run goes through, problem, loop, search and checkpoints, in one process on
+one thread; `searching_s` includes the writing.
 
 Letters in shapes: as in engine.core. Knows nothing of real models.
 """
@@ -12,15 +13,18 @@ import argparse
 import json
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engine import search
 from engine.boxes import SCHEMES, keep_only
+from engine.checkpoint import Checkpoint
 from engine.core import Array, BoxSpec, Outputs, Prompts, Split, TextSpec, Work
 from engine.errors import KeyholeError
 from engine.ledger import Ledger
@@ -30,6 +34,8 @@ from engine.problem import ProblemSpec
 from engine.session import Session
 
 TOKENS, HIDDEN, SCALE, NOISE = 4, 512, 100.0, 6.0
+CHECKPOINT_S = 5.0
+"""Seconds between checkpoints, a recipe's default."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +115,23 @@ def run(
     begun = made.start(evaluator.describe()[1], budget, 1)
     evaluator.evaluate = timed  # type: ignore[method-assign]
     before, started, ledger = _peak(), time.process_time(), Ledger(images=images, budget=budget)
-    rounds = list(steps(begun, Session(evaluator, ledger, {"train": split}), table=True))
+    session = Session(evaluator, ledger, {"train": split})
+    losses, written, largest = [], 0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Checkpoint(Path(folder) / "state.safetensors", CHECKPOINT_S)
+        for step in steps(begun, session, table=True):
+            losses.append(step.best_loss)
+            if checkpoint.due or step.last:  # as often as a run writes one, and once where memory is full
+                state = step.state()
+                assert state is not None
+                checkpoint.write(state)
+                written, largest = written + 1, max(largest, checkpoint.path.stat().st_size)
     spent = time.process_time() - started
     return {
-        "evaluations": ledger.evaluations, "rounds": len(rounds), "loss": rounds[0].best_loss,
-        "best_loss": rounds[-1].best_loss, "before_gb": before, "peak_gb": _peak(),
-        "answering_s": answering / len(rounds), "searching_s": (spent - answering) / len(rounds),
+        "evaluations": ledger.evaluations, "rounds": len(losses), "loss": losses[0],
+        "best_loss": losses[-1], "before_gb": before, "peak_gb": _peak(),
+        "checkpoints": written, "checkpoint_gb": largest / 2**30,
+        "answering_s": answering / len(losses), "searching_s": (spent - answering) / len(losses),
     }  # fmt: skip
 
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from bench import ablation, search_page, search_steps
 from bench.search_trials import REFERENCE, Arm, run, with_heads
-from engine.artifact import write_text
 from engine.errors import KeyholeError, RecipeError
+from engine.files import write_text
 from tuning.protocol import split_list
 
 TASKS = ("mini:digits", "mini:biased", "mini:bgcol", "mini:countw", "mini:color")

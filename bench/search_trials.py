@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 
 from engine import search
-from engine.artifact import write_text
 from engine.errors import RefusedError
+from engine.files import write_text
 from engine.ledger import Ledger
 from engine.loop import steps
 from engine.session import Session
 from tuning.opened import opened
 from tuning.outcome import of_head, of_prompt, train_loss
 from tuning.recipe import Recipe, make_recipe
-from tuning.run import fitted, prompt_of, refuse
+from tuning.resolve import prompt_of
+from tuning.run import fitted, refuse
 from tuning.spaces import in_words
 
 CHUNK = 32

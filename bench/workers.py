@@ -25,7 +25,8 @@ from engine.loop import steps
 from engine.pool import Serial
 from engine.session import Session
 from tuning.recipe import make_recipe
-from tuning.run import fitted, problem_of, prompt_of, task_of
+from tuning.resolve import prompt_of
+from tuning.run import fitted, problem_of, task_of
 
 METHODS = ("momentum", "nevergrad:DiagonalCMA")
 

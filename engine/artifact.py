@@ -1,20 +1,15 @@
-"""What a run leaves behind, on disk: artifacts and checkpoints, without pickle, whole or not at all.
+"""What a run leaves behind, on disk: artifacts, without pickle, whole or not at all.
 
-An artifact is a folder: `keyhole.json` says what it is, `prompt.safetensors` holds the arrays. A checkpoint is one
-`.npz` file whose JSON part describes the nesting. Everything is written under a temporary name and renamed.
+An artifact is a folder: `keyhole.json` says what it is, `prompt.safetensors` holds the arrays. It is written under a
+temporary name and renamed.
 Knows nothing of how the numbers were found.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
 import shutil
-import zipfile
-import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +18,7 @@ import numpy as np
 
 from engine.core import Array
 from engine.errors import ArtifactError, KeyholeError
+from engine.files import write_text
 
 if TYPE_CHECKING:
     from engine.heads import Head
@@ -128,56 +124,3 @@ def _bytes(path: Path) -> bytes:
     if not path.is_file():
         raise OSError(f"{path.name} is no file")
     return path.read_bytes()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: a temporary name beside it, flushed to disk, then renamed."""
-    fresh = path.with_name(path.name + ".tmp")
-    with open(fresh, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)
-
-
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write nested dicts and lists of arrays and JSON values as one `.npz` file."""
-    arrays: dict[str, Array] = {}
-
-    def strip(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            arrays[f"a{len(arrays)}"] = value
-            return {"__array__": f"a{len(arrays) - 1}"}
-        if isinstance(value, np.generic):
-            return value.item()
-        if isinstance(value, Mapping):
-            return {str(key): strip(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [strip(item) for item in value]
-        return value
-
-    text = json.dumps(strip(state))
-    buffer = io.BytesIO()
-    np.savez(buffer, json=np.frombuffer(text.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
-    write_bytes(path, buffer.getvalue())
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote. Raises ArtifactError for a file that is missing, cut short or of another kind."""
-
-    def fill(value: Any) -> Any:
-        if isinstance(value, dict):
-            return arrays[value["__array__"]] if "__array__" in value else {k: fill(v) for k, v in value.items()}
-        return [fill(item) for item in value] if isinstance(value, list) else value
-
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        return fill(json.loads(arrays.pop("json").tobytes().decode()))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ArtifactError(f"checkpoint {path} cannot be read ({error}); remove it to start anew") from error

@@ -80,10 +80,9 @@ class PromptSettings(_Model):
 
 
 class Metrics(_Model):
-    """What the run measured."""
+    """What the run measured, accuracies on `test_images` of the test split."""
 
-    test_images: Annotated[int, Field(ge=1)] | None = None
-    """Of which the first two are; None: of the whole test split."""
+    test_images: Number
     zero_shot_accuracy: Share
     accuracy: Share
     val_accuracy: Share

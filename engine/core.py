@@ -286,10 +286,16 @@ class Search(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Arrays and plain JSON values that bring this search back to the same bits."""
+        """Arrays and JSON values that bring this search back to the same bits; they hold until the next `tell`."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state, of which nothing is trusted: it may come from anybody.
+
+        Raises:
+            ArtifactError: the state is not one of such a search.
+        """
+        ...
 
 
 class Method(Protocol):

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from engine.checkpoint import number, whole_number
 from engine.core import Reply
-from engine.errors import BudgetError
+from engine.errors import ArtifactError, BudgetError
 
 
 @dataclass(kw_only=True)
@@ -109,6 +110,23 @@ class Ledger:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the account of a checkpoint."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        """Take up the account of a checkpoint.
+
+        Raises:
+            ArtifactError: it is not the account of a run with so many images and this budget.
+        """
+        if not isinstance(state, dict) or state.keys() != asdict(self).keys():
+            raise ArtifactError("its ledger lacks an entry or has one too many")
+        for name in ("images", "budget"):
+            if state[name] != getattr(self, name):
+                raise ArtifactError(
+                    f"its ledger has {name} {state[name]!r:.40} where {getattr(self, name)} is expected"
+                )
+        staged = state["staged"]
+        if not isinstance(staged, list) or not all(isinstance(split, str) for split in staged):
+            raise ArtifactError("its ledger has no list of staged splits")
+        for name in ("pairs", "test_pairs", "sequences", "image_encodes", "retries", "duplicates", "bytes"):
+            setattr(self, name, whole_number(state[name], f"ledger.{name}"))
+        self.cost, self.staged = number(state["cost"], "ledger.cost"), list(staged)
+        if self.pairs_left < 0:
+            raise ArtifactError(f"its ledger has {self.pairs} pairs, more than the budget of {self.budget} covers")

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from engine.checkpoint import Like, arrays_like, number, whole_number
 from engine.core import Array, Feedback, Search
-from engine.errors import ArtifactError, BoxError, BudgetError
+from engine.errors import ArtifactError, BoxError, BudgetError, KeyholeError
 from engine.ledger import Ledger
 from engine.noise import Purpose, rng
 from engine.session import Session, key_of
 
+STATE = {"step", "best_loss", "next_look", "seconds", "ledger", "session", "best", "answered", "search"}
+"""What a checkpoint holds of a run."""
 LOOKS = 20
 """How often a run reads the validation split to select what it will keep."""
 
@@ -52,8 +55,10 @@ class Step:
     """The selected one so far: the lowest validation loss."""
     seconds: float
     last: bool
-    state: Any = field(repr=False)
-    """Call it, before the next round, for all that `steps(..., resume=)` needs to go on from here to the same bits."""
+    state: Callable[[], dict[str, Any] | None] = field(repr=False)
+    """Call it for all that `steps(..., resume=)` needs to go on to the same bits: from the end of the last round that
+    the search was told of, or None where it was told of one that did not end. Arrays in it are the search's own: they
+    hold until the next round."""
 
     def record(self) -> dict[str, Any]:
         """The line of `history.jsonl`."""
@@ -122,6 +127,7 @@ def steps(
         reply = run.evaluate(thetas, chosen, table=table)
         if run.step == 0 and math.isnan(run.zero_loss):
             raise BoxError("the template itself (theta = 0) got no finite loss from this box; check its answers")
+        run.between = False
         search.tell(thetas, Feedback(losses=reply.losses, outputs=reply.outputs, labels=reply.labels))
         yield run.finish(reply.losses, B)
 
@@ -146,6 +152,11 @@ class _Run:
         self.next_look = 0.0
         self.before = 0.0
         self.started = time.monotonic()
+        self.account: dict[str, Any] = {}
+        self.asked: dict[str, Any] = {}
+        """Ledger and session at the end of the last round: what a round that failed has booked since is asked again."""
+        self.between = False
+        """Whether the search stands where the last round left it."""
 
     def evaluate(self, thetas: Array, chosen: Array | None, *, table: bool) -> Any:
         """Evaluate training candidates; remember what the whole training set said of each."""
@@ -176,6 +187,7 @@ class _Run:
         assert self.best is not None
         done = self.step
         self.step += 1
+        self._mark()
         return Step(
             step=done,
             evaluations=self.ledger.evaluations,
@@ -188,6 +200,10 @@ class _Run:
             last=last or self.ledger.affordable(rows, reserve=self.reserve) < 1,
             state=self.state,
         )
+
+    def _mark(self) -> None:
+        """Take note that the search, the ledger and the session stand at the end of a round."""
+        self.account, self.asked, self.between = self.ledger.state_dict(), self.session.state_dict(), True
 
     def look(self, theta: Array) -> Look | None:
         """Read the validation split for one candidate; None if the budget does not cover it."""
@@ -213,8 +229,10 @@ class _Run:
             train_loss=train_loss,
         )
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any] | None:
         """All that a resumed run needs."""
+        if not self.between:
+            return None
         assert self.best is not None
         keys = list(self.answered)
         return {
@@ -222,28 +240,56 @@ class _Run:
             "best_loss": self.best_loss,
             "next_look": self.next_look,
             "seconds": self.before + time.monotonic() - self.started,
-            "ledger": self.ledger.state_dict(),
-            "session": self.session.state_dict(),
+            "ledger": self.account,
+            "session": self.asked,
             "best": {**vars(self.best)},
-            "answered_keys": np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), 16),
-            "answered_losses": np.array([self.answered[key] for key in keys], np.float64),
+            "answered": {
+                "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), 16),
+                "losses": np.array([self.answered[key] for key in keys], np.float64),
+            },
             "search": self.search.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Go on from a state. Raises ArtifactError for one that is not of such a run."""
         try:
-            self.step = int(state["step"])
-            self.best_loss = float(state["best_loss"])
-            self.next_look = float(state["next_look"])
-            self.before = float(state["seconds"])
-            self.ledger.load_state_dict(state["ledger"])
-            self.session.load_state_dict(state["session"])
-            self.best = Look(**state["best"])
-            keys = [row.tobytes() for row in state["answered_keys"]]
-            self.answered = dict(zip(keys, state["answered_losses"].tolist(), strict=True))
-            self.search.load_state_dict(state["search"])
-        except (KeyError, TypeError, ValueError) as error:
+            self._restore(state)
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            said = error if isinstance(error, KeyholeError) else repr(error)
             raise ArtifactError(
-                f"this checkpoint does not fit the run ({error!r}); was it written by another version or recipe?"
+                f"the checkpoint does not fit this run ({said}); was it written by another version or recipe?"
             ) from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state.keys() != STATE:
+            raise ArtifactError("it lacks an entry or has one too many")
+        self.ledger.load_state_dict(state["ledger"])
+        self.session.load_state_dict(state["session"])
+        self.step = whole_number(state["step"], "step", least=1)
+        self.best_loss = _loss(state["best_loss"], "best_loss")
+        self.next_look = number(state["next_look"], "next_look", most=self.ledger.budget + self.every)
+        self.before = number(state["seconds"], "seconds")
+        answered = arrays_like(
+            state["answered"], {"keys": Like("uint8", (None, 16)), "losses": Like("float64", (None,), finite=False)}
+        )
+        self.answered = dict(zip(map(bytes, answered["keys"]), answered["losses"].tolist(), strict=True))
+        self.search.load_state_dict(state["search"])
+        self.best = self._looked(state["best"], len(self.search.recommend()))
+        self._mark()
+
+    def _looked(self, told: dict[str, Any], dim: int) -> Look:
+        """The selected reading of a state."""
+        names = ("val_loss", "val_accuracy", "evaluations", "train_loss")
+        theta = arrays_like(told, {"theta": Like("float32", (dim,))}, besides=names)["theta"]
+        return Look(
+            theta=theta,
+            val_loss=math.inf if told["val_loss"] == math.inf else _loss(told["val_loss"], "val_loss"),
+            val_accuracy=number(told["val_accuracy"], "val_accuracy", most=1.0) if self.num_val else math.nan,
+            evaluations=number(told["evaluations"], "evaluations", most=self.ledger.budget),
+            train_loss=None if told["train_loss"] is None else _loss(told["train_loss"], "train_loss"),
+        )
+
+
+def _loss(value: Any, name: str) -> float:
+    """A loss of a state: a number, or NaN where no candidate had one."""
+    return math.nan if value != value else number(value, name, least=-math.inf)

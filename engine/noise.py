@@ -24,8 +24,8 @@ class Purpose(IntEnum):
     SPLIT = 8
     HEAD = 9
     DEGRADE = 10
-    CANARY = 11
-    TEST = 12
+    TEST = 11
+    CANARY = 12
 
 
 def rng(seed: int, step: int, purpose: Purpose) -> np.random.Generator:

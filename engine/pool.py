@@ -184,11 +184,11 @@ class RayPool:
         self._described: tuple[BoxSpec, int, bool] | None = None
         self._images: dict[str, Array] = {}
         """Image features `(1, n, E)` of a split that no candidate moves: sent once, not with every chunk."""
+        self._encoded: set[str] = set()
+        """Splits that workers have begun to encode."""
         self._raylet_seen = 0.0
         self._chunk_s = math.inf
         """Shortest time from sending a chunk to its answer."""
-        self._asked: set[str] = set()
-        """Splits that workers have begun to encode."""
         try:
             with phase(f"opening {spec.box} in {_count(workers)}"):
                 for _ in range(workers):
@@ -258,11 +258,9 @@ class RayPool:
     # -----------------------------------------------------------------------------------------------------------------
 
     def _encoding(self, split: str) -> AbstractContextManager[None]:
-        """A phase where the workers meet the images of a split for the first time."""
-        if split in self._asked:
-            return nullcontext()
-        self._asked.add(split)
-        return phase(f"encoding {split} images in {_count(self.workers)}")
+        """The phase in which workers encode a split, at its first use."""
+        new, self._encoded = split not in self._encoded, self._encoded | {split}
+        return phase(f"encoding {split} images in {_count(self.workers)}") if new else nullcontext()
 
     def _one(self, name: str, *args: Any) -> Any:
         """What one worker says to a question that costs nothing."""

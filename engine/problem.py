@@ -78,13 +78,12 @@ class Problem:
 
     def __init__(self, spec: ProblemSpec, common: OpenBox | None = None) -> None:
         self.spec = spec
-        if common is None:
-            with phase(f"opening {spec.box}"):
-                box = open_box(
+        with phase(f"opening {spec.box}"):
+            self._common = common or OpenBox(
+                open_box(
                     spec.box, classes=spec.classes, template=spec.template, device=spec.device, threads=spec.threads
                 )
-            common = OpenBox(box)
-        self._common = common
+            )
         self.box = self._common.box
         self.prompt: Parametrization = make_prompt(spec=self.box.spec, **spec.prompt)
         objective = spec.objective

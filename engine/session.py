@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from engine.checkpoint import Like, arrays_like
 from engine.core import Array, Evaluator, Outputs, Reply, Split, Work
-from engine.errors import RefusedError
+from engine.errors import ArtifactError, RefusedError
 from engine.ledger import Ledger
 from engine.objectives import cross_entropy
 
@@ -165,10 +166,21 @@ class Session:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what an earlier process of this run has booked."""
-        told = zip(state["losses"].tolist(), state["correct"].tolist(), strict=True)
-        self._lost = {("val", k.tobytes()): each for k, each in zip(state["keys"], told, strict=True)}
-        self._lost_train = bool(state["whole_train"])
+        """Take up what an earlier process of this run has booked. Raises ArtifactError for what cannot be that."""
+        arrays = {
+            "keys": Like("uint8", (None, 16)),
+            "losses": Like("float64", (None,), finite=False),
+            "correct": Like("int64", (None,)),
+        }
+        told = arrays_like(state, arrays, besides=["whole_train"])
+        if (
+            not isinstance(state["whole_train"], bool)
+            or ((told["correct"] < 0) | (told["correct"] > self.size("val"))).any()
+        ):
+            raise ArtifactError("what its session says of answers that were booked cannot be")
+        pairs = zip(told["losses"].tolist(), told["correct"].tolist(), strict=True)
+        self._lost = {("val", key.tobytes()): each for key, each in zip(told["keys"], pairs, strict=True)}
+        self._lost_train = state["whole_train"]
 
     @cached_property
     def _zero_is_template(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from engine.artifact import Artifact
+from engine.files import unwritable
 from keyhole import main
 
 SMALL = ("tune", "--task", "toy:", "--box", "toy:", "--method", "momentum", "--budget", "60", "--seed", "3")
@@ -50,7 +52,7 @@ def test_tune_then_eval(tmp_path, capsys):
     )
     assert result["accuracy"] > result["zero_shot_accuracy"]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "artifact", "checkpoint", "history.jsonl", "recipe.yaml", "result.json",
+        "artifact", "history.jsonl", "recipe.yaml", "result.json",
     ]  # fmt: skip
     code, out, _ = run(capsys, "eval", str(tmp_path / "run"), "--json")
     assert json.loads(out)["accuracy"] == result["accuracy"]
@@ -267,12 +269,63 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, capsys, method, n
     assert facts(broken) == facts(whole)
 
 
-def test_a_run_killed_after_its_last_round_only_reads_the_test_split(tmp_path, capsys):
-    run(capsys, *SMALL, "--out", str(tmp_path / "run"))
-    before = facts(tmp_path / "run")
-    (tmp_path / "run" / "result.json").unlink()
-    assert run(capsys, "tune", "--resume", str(tmp_path / "run"))[0] == 0
-    assert facts(tmp_path / "run") == before
+def test_a_killed_run_of_default_size_resumes_to_the_same_bits(tmp_path, capsys, caplog):
+    """A context per class on real images: `sketch` holds tens of megabytes, and secants beyond one checkpoint."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    settings = ("--task", "mini:digits", "--method", "sketch", "--budget", "500", "--workers", "0", "checkpoint_s=0.2")
+    process = start(tmp_path, "tune", *settings, "--out", str(broken))
+    state, written = broken / "checkpoint" / "state.safetensors", set()
+
+    def rewritten():
+        if state.exists():
+            written.add(state.stat().st_mtime_ns)
+        return len(written) > 2
+
+    wait_for(rewritten, process)
+    process.kill()
+    process.communicate(timeout=60)
+    assert not (broken / "result.json").exists(), "the run ended before it could be killed"
+    assert run(capsys, "tune", "--resume", str(broken))[0] == 0
+    assert "left by a process that has died: taken over" in caplog.text
+    assert run(capsys, "tune", *settings, "--out", str(whole))[0] == 0
+    assert facts(broken) == facts(whole)
+    assert sorted(path.name for path in broken.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+def test_a_second_run_into_the_same_folder_is_refused(tmp_path, capsys):
+    process = start(tmp_path, "tune", "--budget", "100000", *LONG, "--out", str(tmp_path / "run"))
+    try:
+        wait_for((tmp_path / "run" / "checkpoint").exists, process)
+        for arguments in ((*SMALL, "--out", str(tmp_path / "run")), ("tune", "--resume", str(tmp_path / "run"))):
+            code, out, _ = run(capsys, *arguments, "--json")
+            assert code == 2 and f"is being written by process {process.pid}" in json.loads(out)["error"]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130 and not (tmp_path / "run" / "lease.json").exists()
+
+
+def test_a_full_disk_is_one_object_and_can_be_gone_on_from(tmp_path, capsys, monkeypatch):
+    def full(self, *given):
+        raise unwritable(tmp_path / "run", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    run(capsys, *SMALL, "--out", str(tmp_path / "whole"))
+    with monkeypatch.context() as patched:
+        patched.setattr("engine.checkpoint.save_state", full)
+        code, out, _ = run(capsys, *SMALL, "--out", str(tmp_path / "run"), "--json")
+    assert code == 2 and "No space left on device" in json.loads(out)["error"]
+    assert f"keyhole tune --resume {tmp_path / 'run'}" in json.loads(out)["error"]
+    assert run(capsys, "tune", "--resume", str(tmp_path / "run"), "--json")[0] == 0
+    assert facts(tmp_path / "run") == facts(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("text", ["", "[]"])
+def test_resuming_what_is_no_run_or_a_damaged_one(tmp_path, capsys, text):
+    code, _, err = run(capsys, "tune", "--resume", str(tmp_path))
+    assert code == 2 and "holds no run" in err
+    (tmp_path / "result.json").write_text(text)
+    code, out, _ = run(capsys, "tune", "--resume", str(tmp_path), "--json")
+    assert code == 2 and "is not the result of a run" in json.loads(out)["error"]
 
 
 def test_a_warm_start_begins_where_the_other_run_ended(tmp_path, capsys):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.artifact import write_text
+from engine.files import write_text
 from tuning.protocol import Arm, Comparison, arms_of, make_trial, search_name, tasks_of
 from tuning.spaces import Space, drawn, in_words
 from tuning.trials import ERROR, RESULT, STOPPED, TRIAL, Trial, looks

@@ -8,15 +8,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from engine.artifact import write_text
 from engine.errors import ArtifactError, RecipeError, extra
+from engine.files import UnwritableError, write_text
 from tuning import choose, gate, provenance, report, track
 from tuning.compare import Cluster, Connected, metrics_of, on_tune, room
+from tuning.lease import Lease
 from tuning.protocol import Comparison, make_comparison, trials_of
 from tuning.track import Board
 from tuning.trials import carry_out, done
@@ -76,27 +77,35 @@ def compare(
     with ray:
         if cluster.parallel != 0:
             room(trials_of(comparison)[0].recipe["pool"], ray.own)
-        if not resume:
-            _begin(out, comparison)
-        with provenance.recorded(out, parallel=cluster.parallel, since=started):
+        # The lease makes the folder: last of what can fail before the first trial, so that a refusal leaves nothing.
+        with Lease(out), _resumable(out), provenance.recorded(out, parallel=cluster.parallel, since=started):
+            if not resume:
+                _begin(comparison, out)
             gate.check(comparison, out / "gate", run)
             chosen = choose.choose(comparison, out / "search", run, in_turn=cluster.parallel == 0)
             if not stop.is_set():
                 run([trial.write(out / TRIALS) for trial in trials_of(comparison, chosen)])
-    return report.remake(out)
+        return report.remake(out)
+
+
+@contextmanager
+def _resumable(out: Path) -> Iterator[None]:
+    """Say how to go on after the disk was full."""
+    try:
+        yield
+    except UnwritableError as error:
+        raise UnwritableError(f"{error}, then go on with: keyhole compare --resume {out}") from error
 
 
 def _settled(comparison: Comparison | None, out: Path, resume: bool, *, tune: bool) -> Comparison:
     """The settings, those of the folder for a resumed one, checked; nothing is written."""
     import yaml
 
-    file = out / SETTINGS
     if resume:
+        file = out / SETTINGS
         if not file.exists():
             raise ArtifactError(f"{out} holds no {SETTINGS}: nothing to resume; start it with keyhole compare --out")
         comparison = make_comparison(yaml.safe_load(file.read_text(encoding="utf-8")))
-    elif file.exists():
-        raise ArtifactError(f"{out} already holds a comparison; go on with it by --resume, or name another --out")
     assert comparison is not None
     trials_of(comparison)  # every mistake in the settings is found here ...
     gate.published(comparison)  # ... or here
@@ -105,15 +114,14 @@ def _settled(comparison: Comparison | None, out: Path, resume: bool, *, tune: bo
     return comparison
 
 
-def _begin(out: Path, comparison: Comparison) -> None:
-    """Make the folder, with the settings in it. Last of what can fail before the first trial, which leaves nothing."""
+def _begin(comparison: Comparison, out: Path) -> None:
+    """Write the settings of a comparison into its folder."""
     import yaml
 
-    try:
-        (out / TRIALS).mkdir(parents=True, exist_ok=True)
-        write_text(out / SETTINGS, yaml.safe_dump(comparison.as_dict(), sort_keys=False))
-    except OSError as error:
-        raise ArtifactError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from error
+    if (out / SETTINGS).exists():
+        raise ArtifactError(f"{out} already holds a comparison; go on with it by --resume, or name another --out")
+    (out / TRIALS).mkdir(exist_ok=True)
+    write_text(out / SETTINGS, yaml.safe_dump(comparison.as_dict(), sort_keys=False))
 
 
 def _in_turn(folders: Sequence[Path], board: Board, stop: threading.Event) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine.core import Array
+from engine.files import replacing
 from tuning.statistics import interval
 from tuning.table import count
 
@@ -95,7 +96,8 @@ def _curves(runs: Sequence[Run], styles: Mapping[str, Any], path: Path) -> None:
     handles = [plt.Line2D([], [], label=label, markersize=5, **style) for label, style in styles.items()]
     handles.append(plt.Line2D([], [], **ZERO_SHOT))
     figure.legend(handles=handles, loc="outside lower center", ncol=min(4, len(handles)), frameon=False, fontsize=9)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=110, format="png")
     plt.close(figure)
 
 
@@ -210,5 +212,6 @@ def _shots(runs: Sequence[Run], styles: Mapping[str, Any], path: Path) -> None:
     handles = [plt.Line2D([], [], label=label, markersize=5, **style) for label, style in styles.items()]
     handles.append(plt.Line2D([], [], **ZERO_SHOT))
     figure.legend(handles=handles, loc="outside lower center", ncol=min(4, len(handles)), frameon=False, fontsize=9)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=110, format="png")
     plt.close(figure)

@@ -41,13 +41,12 @@ def evaluate(
         box_uri: a box that the user names; None: the artifact's own, whose identity must agree.
         half: all, base or new classes; None: those it was tuned on.
         device: where a local box computes, in torch's words.
-        test_images: images of the test split to read, drawn by the artifact's seed as a run draws them; None: all.
+        test_images: read so many, drawn by the artifact's seed as a run with this setting does; None: the whole split.
 
     Raises:
         ArtifactError: the artifact cannot be used there: other weights under the same name, other classes or another
-            template under the same task, another prompt width, a head for other features; or the recorded accuracy,
-            where it is of the same images, is not found again.
-        TaskError: an image cannot be read.
+            template under the same task, another prompt width, a head for other features; or the recorded accuracy
+            is not found again.
     """
     meta = artifact.meta
     own = meta["task"]
@@ -74,8 +73,8 @@ def evaluate(
         "zero_shot_accuracy": float((plain.predictions()[0] == task.test.labels).mean()),
         "accuracy": float((predicted == task.test.labels).mean()),
     }
-    own_images = task_uri is None and half is None and len(rows) == meta["metrics"].get("test_images", len(rows))
-    recorded = meta["metrics"]["accuracy"] if own_images and box_uri is None else None
+    as_recorded = task_uri is None and box_uri is None and half is None and len(rows) == meta["metrics"]["test_images"]
+    recorded = meta["metrics"]["accuracy"] if as_recorded else None
     if recorded is not None:
         _check_recorded(artifact, found, len(rows))
     return {

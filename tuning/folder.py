@@ -7,82 +7,250 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engine.artifact import Artifact, load_state, save_state, write_text
-from engine.errors import ArtifactError
+from engine.artifact import Artifact
+from engine.checkpoint import Checkpoint, load_state
+from engine.errors import ArtifactError, RecipeError
+from engine.files import UnwritableError, append_lines, unwritable, write_text
 from engine.loop import Step
-from tuning.recipe import Recipe
+from tuning.lease import Lease
+from tuning.origin import check_origin
+from tuning.recipe import Recipe, load_recipe
 
 log = logging.getLogger(__name__)
 
-RECIPE, HISTORY, RESULT, CHECKPOINT = "recipe.yaml", "history.jsonl", "result.json", "checkpoint/state.npz"
+RECIPE, HISTORY, RESULT, CHECKPOINT = "recipe.yaml", "history.jsonl", "result.json", "checkpoint/state.safetensors"
+NUMBERS = (
+    "evaluations",
+    "pairs",
+    "test_pairs",
+    "sequences",
+    "image_encodes",
+    "zero_shot_accuracy",
+    "accuracy",
+    "seconds",
+)
+"""Of a result: what is printed of it."""
 
 
 class RunFolder:
-    """The folder of one run, with the recipe in it from the beginning.
+    """The folder of one run.
 
     Args:
         path: where it is, or will be.
-        recipe: every setting.
         resume: whether a run that was begun there may be gone on with.
-
-    Raises ArtifactError where it holds a run that may not, or cannot be written.
+        every_s: seconds between checkpoints, at least.
+        patience_s: how long to wait for another process that writes it.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, *, resume: bool) -> None:
-        import yaml
-
+    def __init__(self, path: Path, *, resume: bool, every_s: float, patience_s: float = 0.0) -> None:
         self.path, self.resume = path, resume
+        self._lease = Lease(path, patience_s=patience_s)
+        self._checkpoint = Checkpoint(path / CHECKPOINT, every_s)
         self._latest: Step | None = None
         self._lines: list[str] = []
-        finished, begun = (path / RESULT).exists(), (path / CHECKPOINT).exists()
-        if finished or (begun and not resume):
+        self._begun: str | None = None
+        """The origin in the checkpoint that is gone on with."""
+        self._origin: Mapping[str, Any] = {}
+
+    def _refuse(self) -> None:
+        finished, begun = (self.path / RESULT).exists(), (self.path / CHECKPOINT).exists()
+        if finished or (begun and not self.resume):
             advice = "it is finished" if finished else "resume it, or name another --out"
-            raise ArtifactError(f"{path} already holds a run; {advice}")
-        try:
-            (path / "checkpoint").mkdir(parents=True, exist_ok=True)
-            write_text(path / RECIPE, yaml.safe_dump(recipe.as_dict(), sort_keys=False))
-        except OSError as error:
-            raise ArtifactError(
-                f"the run folder {path} cannot be written ({error.strerror}); name another with --out"
-            ) from error
+            raise ArtifactError(f"{self.path} already holds a run; {advice}")
+
+    @contextmanager
+    def claimed(self) -> Iterator[dict[str, Any] | None]:
+        """The folder to this process alone; gives the state to go on from, None where the run begins.
+
+        Raises:
+            ArtifactError: another process writes it, it holds a run that may not be gone on with or that is damaged, or
+                it cannot be written.
+        """
+        with self._lease:
+            self._refuse()
+            yield self._state()
+
+    def settle(self, recipe: Recipe, origin: Mapping[str, Any], *, final: bool) -> None:
+        """Write the resolved recipe, once it agrees with the checkpoint.
+
+        Args:
+            recipe: with all that is known by now.
+            origin: what the run is begun, or gone on, with.
+            final: whether all is known.
+
+        Raises:
+            ArtifactError: the run was begun with something else.
+        """
+        import yaml
+
+        if self._begun is not None:
+            check_origin(self._begun, origin, self.path / CHECKPOINT, final=final)
+        self._origin = origin
+        if self._begun is None or final:
+            write_text(self.path / RECIPE, yaml.safe_dump(recipe.as_dict(), sort_keys=False))
 
     def note(self, step: Step) -> None:
         """Keep a step for the next checkpoint."""
         self._latest = step
         self._lines.append(json.dumps(step.record()))
 
-    def checkpoint(self) -> None:
-        """Write what a resumed run needs: first the history, then the state that refers to it."""
-        if self._latest is None:
-            return
-        with open(self.path / HISTORY, "a", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in self._lines)
-        self._lines.clear()
-        save_state(self.path / CHECKPOINT, self._latest.state())
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return self._checkpoint.due
 
-    def state(self) -> dict[str, Any] | None:
-        """The checkpoint's state with the history cut to it; None, and no history, where there is nothing to resume."""
-        history = self.path / HISTORY
-        if not self.resume or not (self.path / CHECKPOINT).exists():
-            history.unlink(missing_ok=True)
-            return None
-        state = load_state(self.path / CHECKPOINT)
-        # Lines past the checkpoint, or half a line, are what a killed process had begun: they are made again.
-        lines = history.read_text(encoding="utf-8").splitlines() if history.exists() else []
-        if len(lines) < state["step"]:
-            raise ArtifactError(f"{history} has {len(lines)} lines, the checkpoint is at step {state['step']}")
-        write_text(history, "".join(line + "\n" for line in lines[: state["step"]]))
-        log.info("resuming %s at step %d", self.path, state["step"])
-        return state
+    def checkpoint(self) -> None:
+        """Write what a resumed run needs: first the history, then the state that counts on it.
+
+        Raises:
+            ArtifactError: the disk is full or read-only, or another process has taken the folder over.
+        """
+        state = None if self._latest is None else self._latest.state()
+        if state is None:
+            return
+        self._lease.confirm()
+        with self._resumable():
+            append_lines(self.path / HISTORY, self._lines)
+            self._lines.clear()
+            self._checkpoint.write({"origin": json.dumps(self._origin), "run": state})
+        self._latest = None
 
     def finish(self, artifact: Artifact, result: Mapping[str, Any]) -> None:
-        """Write the artifact, and last the result, which says that the run is finished."""
-        artifact.save(self.path / "artifact")
-        write_text(self.path / RESULT, json.dumps(result, indent=2) + "\n")
+        """Write the artifact, and last the result, which says that the run is finished; then no checkpoint is needed.
+
+        Raises:
+            ArtifactError: the disk is full or read-only, or another process has taken the folder over.
+        """
+        self._lease.confirm()
+        with self._resumable():
+            try:
+                artifact.save(self.path / "artifact")
+            except OSError as error:
+                shutil.rmtree(self.path / "artifact.tmp", ignore_errors=True)
+                raise unwritable(self.path / "artifact", error) from error
+            write_text(self.path / RESULT, json.dumps(result, indent=2) + "\n")
+        drop_checkpoint(self.path)
+
+    @contextmanager
+    def _resumable(self) -> Iterator[None]:
+        """Say how to go on after the disk was full."""
+        try:
+            yield
+        except UnwritableError as error:
+            raise UnwritableError(f"{error}, then go on with: keyhole tune --resume {self.path}") from error
+
+    def _state(self) -> dict[str, Any] | None:
+        """The checkpoint's state with the history cut to it; None, and no history, where there is nothing to resume."""
+        path, history = self.path / CHECKPOINT, self.path / HISTORY
+        if not self.resume or not path.exists():
+            try:
+                history.unlink(missing_ok=True)
+            except OSError as error:
+                raise unwritable(history, error) from error
+            return None
+        state = load_state(path)
+        run, self._begun = state.get("run"), state.get("origin")
+        step = run.get("step") if isinstance(run, dict) else None
+        if not isinstance(run, dict) or not isinstance(self._begun, str) or type(step) is not int or step < 1:
+            raise ArtifactError(f"checkpoint {path} does not hold the state of a run; remove it to start anew")
+        # Lines past the checkpoint, or half a line, are what a killed process had begun: they are made again.
+        lines = [line for line in read_history(self.path) if line["step"] < step]
+        if len(lines) < step:
+            log.warning(
+                "%s has %d of the %d lines up to the checkpoint: the others are lost, the run goes on all the same",
+                history, len(lines), step,
+            )  # fmt: skip
+        write_text(history, "".join(json.dumps(line) + "\n" for line in lines))
+        log.info("resuming %s at step %d", self.path, step)
+        return run
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's history, without a last line that was cut short; none where there is no file.
+
+    Raises:
+        ArtifactError: the file holds something else.
+    """
+    path = folder / HISTORY
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}); restore it or remove it") from error
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict) and type(record.get("step")) is int and record["step"] >= len(found):
+            found.append(record)
+        elif number < len(lines):
+            raise ArtifactError(
+                f"line {number} of {path} is not the record of a step; restore the file, or remove it: a run goes on "
+                "without it"
+            )
+    return found
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The result of a finished run.
+
+    Raises:
+        ArtifactError: the file is missing, empty or damaged.
+    """
+    path = folder / RESULT
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(result, dict):
+            raise ValueError(f"a {type(result).__name__}")
+        words = [result[name] for name in ("task", "box", "method")]
+        numbers = [result[name] for name in (*NUMBERS, "shots", "seed")]
+        if not all(isinstance(word, str) for word in words) or not all(_is_number(number) for number in numbers):
+            raise ValueError("a value of the wrong type")
+        return result
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        raise ArtifactError(
+            f"{path} is not the result of a run ({error or type(error).__name__}); restore it, or remove it and run "
+            f"keyhole tune --resume {folder}"
+        ) from error
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def resumed_recipe(folder: Path) -> dict[str, Any]:
+    """The settings of a run that is to be gone on with.
+
+    Raises:
+        ArtifactError: the folder holds no run.
+        RecipeError: its recipe cannot be read.
+    """
+    if not (folder / RECIPE).is_file():
+        if (folder / "compare.yaml").exists():
+            raise ArtifactError(f"{folder} holds a comparison; go on with: keyhole compare --resume {folder}")
+        what = "holds no run" if folder.is_dir() else "is no folder"
+        raise ArtifactError(
+            f"{folder} {what}: name one that keyhole tune wrote (it has a {RECIPE}), or begin with --out"
+        )
+    try:
+        return load_recipe(folder / RECIPE)
+    except RecipeError as error:
+        raise RecipeError(f"{error}; it was written by keyhole tune: restore it, or begin anew with --out") from error
+
+
+def drop_checkpoint(folder: Path) -> None:
+    """Remove what only a run that is gone on with would need."""
+    shutil.rmtree((folder / CHECKPOINT).parent, ignore_errors=True)
 
 
 def default_path(recipe: Recipe) -> Path:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 from engine.boxes import open_box
 from engine.core import Method, Task
 from engine.pool import Serial
 from engine.problem import OpenBox
 from tuning.recipe import Recipe, make_recipe
-from tuning.run import problem_of, prompt_of
+from tuning.resolve import prompt_of
+from tuning.run import problem_of
 from tuning.tasks import few_shot, halve, load_pool, looked_over, part_of_test
 
 
@@ -57,16 +57,19 @@ def _task(key: str) -> Task:
 @lru_cache(maxsize=2)
 def _serial(key: str) -> Serial:
     recipe = make_recipe(json.loads(key))
-    drawn = None if recipe.test_images is None else (recipe.test_images, recipe.data_seed)
-    box = _box(recipe.task, recipe.half, recipe.box, recipe.device, recipe.pool.threads, drawn)
+    assert recipe.data_seed is not None
+    drawn = 0 if recipe.test_images is None else recipe.data_seed
+    box = _box(recipe.task, recipe.half, recipe.test_images, drawn, recipe.box, recipe.device, recipe.pool.threads)
     return Serial(problem_of(recipe, _task(key)), chunk=recipe.pool.chunk, common=box)
 
 
 @lru_cache(maxsize=2)
-def _box(task: str, half: str, box: str, device: str, threads: int | None, drawn: tuple[Any, ...] | None) -> OpenBox:
-    """A box for a task's classes: all few-shot samples and prompts share it, and the test split that it has staged.
+def _box(
+    task: str, half: str, test_images: int | None, seed: int, box: str, device: str, threads: int | None
+) -> OpenBox:
+    """A box for a task's classes: few-shot samples and prompts share it, and the test split that it has staged.
 
-    Where only a part of the test split is read, `drawn` says which, and what is staged is that part.
+    `seed` is that of the part that `test_images` draws, 0 for the whole split.
     """
     whole = halve(_pool(task), half)
     return OpenBox(open_box(box, classes=whole.classes, template=whole.template, device=device, threads=threads))

@@ -24,7 +24,7 @@ from engine.session import Session
 from engine.threads import limited
 from tuning import budget, queryless
 from tuning.recipe import Recipe
-from tuning.run import begin, problem_of, task_of
+from tuning.run import begin, fitted, problem_of, prompt_of, task_of
 
 TIMED = 16
 """Images that a local box is timed on."""
@@ -53,6 +53,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
             seconds = _seconds(serial, task, evaluations, max(1, recipe.workers))
         if method is not None and budget.is_small(recipe):
             session = Session(serial, Ledger(images=len(task.train), budget=recipe.budget), task.splits)
+            method = fitted(method, prompt_of(recipe, method), session.spec)
             note = budget.word(recipe, begin(budget.ample(recipe), method, session), session)
     return {
         "task": recipe.task,

@@ -12,7 +12,7 @@ import numpy as np
 
 from engine import heads
 from engine.core import Array, Task
-from engine.errors import RecipeError, RefusedError, nearest
+from engine.errors import BudgetError, RecipeError, RefusedError, nearest
 from engine.loop import Look
 from engine.prompts.templates import TEMPLATES
 from engine.session import Session
@@ -78,6 +78,12 @@ def fit(recipe: Recipe, session: Session) -> Outcome:
     if (recipe.method == ENSEMBLE or kind == "ceiling") and "features" not in spec.gives:
         raise RefusedError(
             f"{recipe.method} needs a box that gives features; {spec.uri} gives {', '.join(sorted(spec.gives))}"
+        )
+    due = 1 + session.size("val") / ledger.images
+    if due * ledger.images > ledger.pairs_left:
+        raise BudgetError(
+            f"budget={recipe.budget:g}: {recipe.method} sends the training and validation images once, {due:.2f} "
+            "evaluations; allow more"
         )
     template = np.zeros(session.dim, np.float32)
     train, val = session.read(template, "train"), session.read(template, "val")

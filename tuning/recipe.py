@@ -98,7 +98,7 @@ class Recipe:
     """`cpu` or `cuda`."""
     pool: PoolRecipe = PoolRecipe()
     checkpoint_s: float = 5
-    """Seconds between checkpoints."""
+    """Seconds between checkpoints, or more where writing one takes over a twentieth of that."""
 
     def __post_init__(self) -> None:
         for name in ("shots", "looks", "seed"):

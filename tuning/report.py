@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from engine.artifact import write_text
 from engine.errors import ArtifactError, KeyholeError
+from engine.files import write_text
 from tuning import curves, page, provenance
 from tuning.folder import HISTORY, RECIPE, RESULT
 from tuning.headline import headline

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,23 @@ import numpy as np
 
 from engine import search
 from engine.artifact import Artifact
-from engine.core import Array, BoxSpec, Evaluator, Method, Search, Task
-from engine.errors import ArtifactError, BoxError, BudgetError, RecipeError, RefusedError
+from engine.core import BoxSpec, Evaluator, Method, Search, Task
+from engine.errors import ArtifactError, BudgetError, RefusedError
 from engine.ledger import Ledger
 from engine.loop import Look, Step, steps
 from engine.pool import RayPool, Serial
 from engine.problem import ProblemSpec
-from engine.prompts import PROMPTS
 from engine.prompts.text import own_contexts
 from engine.search.warm import Warm
 from engine.session import Session
 from engine.threads import limited_steps
 from tuning import budget, queryless
 from tuning.folder import RunFolder
+from tuning.origin import origin_of, settings_of
 from tuning.outcome import PLAIN, Outcome, check_head, of_head, of_prompt, of_templates, train_loss
 from tuning.recipe import PromptRecipe, Recipe
-from tuning.tasks import anchored, load_task
+from tuning.resolve import prompt_of, resolved
+from tuning.tasks import load_task, located
 
 log = logging.getLogger(__name__)
 
@@ -49,38 +50,6 @@ def task_of(recipe: Recipe) -> Task:
     """The recipe's task with its few-shot sample."""
     seed = recipe.seed if recipe.data_seed is None else recipe.data_seed
     return load_task(recipe.task, shots=recipe.shots, seed=seed, half=recipe.half, test_images=recipe.test_images)
-
-
-def prompt_of(recipe: Recipe, method: Method | None = None) -> PromptRecipe:
-    """The recipe's prompt, with what it leaves open: that of the prompt it starts from, else the kind that a method is
-    for, its number of tokens, whether it has a context per class, its subspace of text, or full.
-
-    Raises RecipeError for another kind than the method is for, ArtifactError where the start cannot be read.
-    """
-    prompt = recipe.prompt
-    own = queryless.PROMPTS.get(recipe.method) if method is None else getattr(method, "prompt", None)
-    if own is not None:
-        if prompt.name not in (PromptRecipe.name, own):
-            raise RecipeError(f"prompt.name={prompt.name!r}: method {recipe.method} searches {own}; leave it out")
-        prompt = replace(prompt, name=own)
-    if recipe.start is not None:
-        begun = Artifact.load(recipe.start).meta["parametrization"] or {"name": PromptRecipe.name}
-        if begun["name"] in PROMPTS and own is None and prompt.name == PromptRecipe.name:
-            prompt = replace(prompt, name=begun["name"])  # an artifact may choose among ours, and names no code
-        if begun["name"] != prompt.name:
-            raise ArtifactError(
-                f"start={recipe.start}: its prompt is {begun['name']}, this run searches {prompt.name}; "
-                "start from a run with the same kind of prompt"
-            )
-        return replace(prompt, **{key: begun.get(key) for key, value in asdict(prompt).items() if value is None})
-    if prompt.tokens is None and "text" in prompt.name:
-        prompt = replace(prompt, tokens=getattr(method, "tokens", None))
-    if prompt.name == "text":
-        if prompt.per_class is None:
-            prompt = replace(prompt, per_class=getattr(method, "per_class", None))
-        if prompt.subspace is None:
-            prompt = replace(prompt, subspace=getattr(method, "subspace", None))
-    return prompt if prompt.subspace else replace(prompt, subspace="full")
 
 
 def problem_of(recipe: Recipe, task: Task, method: Method | None = None) -> ProblemSpec:
@@ -137,74 +106,99 @@ def fitted(method: Method, prompt: PromptRecipe, spec: BoxSpec) -> Method:
     return search.fit(method, sigma=spec.text.sigma, parts=own_contexts(prompt.per_class, len(spec.classes)))
 
 
-def begin(recipe: Recipe, method: Method, session: Session, theta: Array | None = None) -> Search:
-    """The method's search, from the template or from this candidate `(d,)`."""
-    num_train = session.ledger.images
+def begin(recipe: Recipe, method: Method, session: Session) -> Search:
+    """The search of a `fitted` method, at the template. A budget is in evaluations, a search counts candidates."""
+    num_train = session.size("train")
     candidates = recipe.budget * num_train / min(recipe.rows or num_train, num_train)
-    begun = fitted(method, prompt_of(recipe, method), session.spec).start(session.dim, candidates, recipe.seed)
-    if not hasattr(begun, "introduce"):
-        return begun if theta is None else Warm(begun, theta)
-    pool = session.templates()
-    if theta is not None:
-        # Numbers of words cannot be moved as vectors can: it is the first of the parents.
-        others = pool[1:][(pool[1:] != theta).any(1)]
-        pool = np.vstack([pool[:1], theta, others])
-    return begun.introduce(pool)
+    begun = method.start(session.dim, candidates, recipe.seed)
+    return begun.introduce(session.templates()) if hasattr(begun, "introduce") else begun
 
 
 class Tuning:
     """A run. Iterate it for its steps; afterwards `result` is what `result.json` holds.
+
+    A run that is left before its end, by an error or by closing the iterator, writes a checkpoint first.
 
     Args:
         recipe: every setting.
         out: the run folder. A finished or begun run in it is an error unless `resume`.
         resume: go on from the folder's checkpoint (from the start where there is none yet).
         opened: the recipe's task and its evaluator where the caller holds them open already, and closes them.
+        patience_s: how long to wait for another process that writes the folder.
 
     Raises KeyholeError for anything that a user can mend; all of it before the first query where it can be known.
     """
 
     def __init__(
-        self, recipe: Recipe, out: str | Path, *, resume: bool = False, opened: tuple[Task, Evaluator] | None = None
-    ) -> None:
+        self, recipe: Recipe, out: str | Path, *, resume: bool = False, opened: tuple[Task, Evaluator] | None = None,
+        patience_s: float = 0.0,
+    ) -> None:  # fmt: skip
         self.recipe = recipe
         self.out = Path(out)
         self.result: dict[str, Any] = {}
+        self._origin: dict[str, Any] = {}
         self.task, self._evaluator = opened or (task_of(recipe), None)
         self.queryless = queryless.is_queryless(recipe.method)
         self.method = None if self.queryless else search.make(recipe.method, recipe.options)
         if self.queryless:
             queryless.check(recipe)
-        check_head(recipe.head)
+        check_head(self._own_head())
         self.ledger = Ledger(images=len(self.task.train), budget=recipe.budget)
-        self._folder = RunFolder(self.out, recipe, resume=resume)
+        self._folder = RunFolder(self.out, resume=resume, every_s=recipe.checkpoint_s, patience_s=patience_s)
 
     def __iter__(self) -> Iterator[Step]:
         started = time.monotonic()
-        evaluator = self._evaluator or evaluator_of(self.recipe, problem_of(self.recipe, self.task, self.method))
-        try:
-            # The driver computes as its workers do, so that their number makes no difference to the bits.
-            yield from limited_steps(self._steps(evaluator, started), self.recipe.pool.threads)
-        except BoxError:
-            self.checkpoint()  # what was paid for is kept
-            raise
-        finally:
-            if self._evaluator is None:
-                evaluator.close()
+        with self._folder.claimed() as state:
+            self._settle(None)
+            evaluator = self._evaluator or evaluator_of(self.recipe, problem_of(self.recipe, self.task, self.method))
+            try:
+                # The driver computes as its workers do, so that their number makes no difference to the bits.
+                yield from limited_steps(self._steps(evaluator, state, started), self.recipe.pool.threads)
+            except GeneratorExit:
+                self._folder.checkpoint()
+                raise
+            except BaseException as error:
+                self._rescue(error)
+                raise
+            finally:
+                if self._evaluator is None:
+                    evaluator.close()
 
-    def _steps(self, evaluator: Evaluator, started: float) -> Generator[Step, None, None]:
+    def _steps(self, evaluator: Evaluator, state: dict[str, Any] | None, started: float) -> Generator[Step, None, None]:
         keep = self._keeps_outputs(evaluator.describe()[0])
         session = Session(evaluator, self.ledger, self.task.splits, keep=keep)
         if self.queryless:
+            self._settle(session.spec)
             outcome = queryless.fit(self.recipe, session)
             self._finish(session, outcome, time.monotonic() - started)
         else:
-            yield from self._search(session)
+            yield from self._search(session, state)
+
+    def _settle(self, spec: BoxSpec | None) -> None:
+        """Fill in what the recipe leaves open, as far as it is known, and write it."""
+        self.recipe = resolved(self.recipe, self.method, spec)
+        if spec is None:
+            self._origin = origin_of(self.recipe, self.task, release())
+        self._origin["settings"] = settings_of(self.recipe)
+        self._folder.settle(self.recipe, self._origin, final=spec is not None)
+
+    def _rescue(self, error: BaseException) -> None:
+        """Write the checkpoint of a run that fails, unless it is writing that failed."""
+        if isinstance(error, ArtifactError):
+            return
+        try:
+            self._folder.checkpoint()
+        except ArtifactError as other:
+            log.warning("%s", other)
 
     def _head(self, spec: BoxSpec) -> str | None:
         """The head that is joined to the prompt: the recipe's, else the method's own where this box gives features."""
         head = self.recipe.head or getattr(self.method, "head", None)
         return None if head == "templates" and "features" not in spec.gives else head
+
+    def _own_head(self) -> str | None:
+        """The head that the recipe joins to the method; None where it is the method's own."""
+        return None if self.recipe.head == getattr(self.method, "head", None) else self.recipe.head
 
     def _keeps_outputs(self, spec: BoxSpec) -> bool:
         if self.queryless:
@@ -221,20 +215,20 @@ class Tuning:
                 f"give at least {2 * (1 + val / images):g}, or leave the head out"
             )
 
-    def _search(self, session: Session) -> Generator[Step, None, None]:
-        recipe, method, spec = self.recipe, self.method, session.spec
-        assert method is not None
-        refuse(method, recipe.method, spec)
-        check_head(recipe.head, spec)
+    def _search(self, session: Session, state: dict[str, Any] | None) -> Generator[Step, None, None]:
+        spec = session.spec
+        assert self.method is not None
+        refuse(self.method, self.recipe.method, spec)
+        check_head(self._own_head(), spec)
         self._check_covered(session)
-        state = self._folder.state()
-        if budget.is_small(recipe):
-            sample = begin(budget.ample(recipe), method, session)
-            if word := budget.word(recipe, sample, session):
+        self.method = method = fitted(self.method, prompt_of(self.recipe, self.method), spec)
+        if budget.is_small(self.recipe):
+            sample = begin(budget.ample(self.recipe), method, session)
+            if word := budget.word(self.recipe, sample, session):
                 log.warning("%s", word)
         begun = self._started(method, session)
-        last_saved = time.monotonic()
-        latest: Step | None = None
+        self._settle(spec)
+        recipe, best, seconds = self.recipe, None, 0.0
         for step in steps(
             begun,
             session,
@@ -245,16 +239,13 @@ class Tuning:
             table=method.needs.table,
             resume=state,
         ):
-            latest = step
+            best, seconds = step.best, step.seconds
             self._folder.note(step)
-            if time.monotonic() - last_saved >= recipe.checkpoint_s:
-                self.checkpoint()
-                last_saved = time.monotonic()
+            if self._folder.due:
+                self._folder.checkpoint()
             yield step
-        self.checkpoint()  # before the final reads, so that a run that is resumed here makes them once
-        if latest is not None:
-            best, seconds = latest.best, latest.seconds
-        else:  # resumed from a checkpoint that had spent its budget already
+        self._folder.checkpoint()  # before the final reads, so that a run that is resumed here makes them once
+        if best is None:  # resumed from a checkpoint that had spent its budget already
             assert state is not None
             best, seconds = Look(**state["best"]), float(state["seconds"])
         head = self._head(spec)
@@ -270,8 +261,9 @@ class Tuning:
     def _started(self, method: Method, session: Session) -> Search:
         """The method's search, from the template or from the prompt of an earlier run."""
         spec, dim = session.spec, session.dim
+        begun = begin(self.recipe, method, session)
         if self.recipe.start is None:
-            return begin(self.recipe, method, session)
+            return begun
         artifact = Artifact.load(self.recipe.start)
         theta = artifact.arrays.get("theta")
         same = artifact.meta["identity"].get("weights") == spec.identity.get("weights")
@@ -281,11 +273,12 @@ class Tuning:
                 f"{artifact.meta['template']!r}, {0 if theta is None else len(theta)} dimensions; here {dim}); use the "
                 "same box, template and prompt settings"
             )
-        return begin(self.recipe, method, session, theta)
-
-    def checkpoint(self) -> None:
-        """Write what a resumed run needs."""
-        self._folder.checkpoint()
+        if not hasattr(begun, "introduce"):
+            return Warm(begun, theta)
+        pool = session.templates()
+        # Numbers of words cannot be moved as vectors can: it is the first of the parents.
+        others = pool[1:][(pool[1:] != theta).any(1)]
+        return begun.introduce(np.vstack([pool[:1], theta, others]))
 
     def _finish(self, session: Session, outcome: Outcome, seconds: float) -> None:
         """The artifact and the result."""
@@ -326,7 +319,7 @@ class Tuning:
             "box": recipe.box,
             "identity": spec.identity,
             "provenance": {**result["fingerprint"], "path": spec.path},
-            "task": {"uri": anchored(recipe.task), "shots": recipe.shots, "half": recipe.half,
+            "task": {"uri": located(recipe.task), "shots": recipe.shots, "half": recipe.half,
                      "seed": recipe.seed if recipe.data_seed is None else recipe.data_seed},
             "classes": list(self.task.classes),
             "template": self.task.template,

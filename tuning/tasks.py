@@ -173,19 +173,23 @@ def halve(pool: Task, half: str) -> Task:
     )
 
 
+def located(uri: str) -> str:
+    """A task's URI with its path, where it has one, made absolute: it means the same from any folder.
+
+    >>> located("folder:/data/pets?test=0.5"), located("mini:digits")
+    ('folder:/data/pets?test=0.5', 'mini:digits')
+    """
+    scheme, colon, rest = uri.partition(":")
+    path, query, options = rest.partition("?")
+    if scheme not in ON_DISK or not path:
+        return uri
+    return f"{scheme}{colon}{Path(path).expanduser().absolute()}{query}{options}"
+
+
 def task_names() -> tuple[str, ...]:
     """What `keyhole list tasks` prints: the embedded tasks by name, then the forms that take a user's data."""
     embedded = tuple(f"mini:{name}" for name in importlib.import_module("miniature.tasks").TASKS)
     return (*embedded, *(form for form in FORMS if form != "mini:NAME"))
-
-
-def anchored(uri: str) -> str:
-    """The URI with an absolute path where it has one, so that it means the same from any working directory."""
-    scheme, colon, rest = uri.partition(":")
-    path, mark, query = rest.partition("?")
-    if scheme not in ON_DISK or not path:
-        return uri
-    return f"{scheme}{colon}{Path(path).expanduser().absolute()}{mark}{query}"
 
 
 def _resolve(uri: str, allow_code: bool = True) -> tuple[Callable[..., Task], str, dict[str, str]]:

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from engine import search
-from engine.artifact import Artifact, write_text
+from engine.artifact import Artifact
 from engine.core import Evaluator, Task
 from engine.errors import ArtifactError, KeyholeError
+from engine.files import write_text
 from engine.loop import Step
 from tuning import queryless
 from tuning.evaluate import evaluate
-from tuning.folder import HISTORY, RESULT
+from tuning.folder import RESULT, drop_checkpoint, read_history
+from tuning.lease import PATIENCE_S
 from tuning.opened import opened
 from tuning.recipe import Recipe, make_recipe
 from tuning.run import Tuning
@@ -96,13 +98,7 @@ def carry_out(folder: Path) -> Iterator[Step]:
 
 
 def _tuned(recipe: Recipe, folder: Path) -> Iterator[Step]:
-    tuning = Tuning(recipe, folder, resume=True, opened=_opened(recipe))
-    rounds = iter(tuning)
-    try:
-        yield from rounds
-    finally:
-        if not tuning.result:
-            tuning.checkpoint()
+    yield from Tuning(recipe, folder, resume=True, opened=_opened(recipe), patience_s=PATIENCE_S)
 
 
 def _opened(recipe: Recipe) -> tuple[Task, Evaluator]:
@@ -117,22 +113,22 @@ def write_error(folder: Path, error: BaseException | str) -> str:
     else:
         sentence = f"{type(error).__name__}: {error}"
         log.warning("trial %s failed", folder.name, exc_info=error)
-    write_text(folder / ERROR, json.dumps({"error": sentence}) + "\n")
+    try:
+        write_text(folder / ERROR, json.dumps({"error": sentence}) + "\n")
+    except ArtifactError as unwritten:
+        log.warning("%s", unwritten)
     return sentence
 
 
 def write_stopped(folder: Path) -> None:
     """Note that a scheduler ended a trial: it is not to be gone on with."""
     write_text(folder / STOPPED, "{}\n")
+    drop_checkpoint(folder)
 
 
 def looks(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a trial's history, also of one that was never finished."""
-    try:
-        lines = (folder / HISTORY).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """The records of a trial's history, also of one that was never finished."""
+    return read_history(folder)
 
 
 def _reads(trial: Trial, recipe: Recipe, folder: Path) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def pixel_frame(
             "choose a prompt that it accepts"
         )
     if width is None:
-        width = max(1, round(PROPORTION * side))
+        width = default_width(side)
     if not 1 <= width <= (side + 1) // 2:
         raise RecipeError(f"width={width}: a border of an image of {side} pixels is 1 to {(side + 1) // 2} wide")
     if grid is not None and not 2 <= grid <= side:
@@ -120,6 +120,11 @@ def pixel_frame(
         mask = PixelFrame(side=side, width=width, sigma=SIGMA).places
         full = PixelFrame(side=side, width=width, sigma=SIGMA / float(np.sqrt(share[mask].mean())), grid=weights)
     return PixelFrame(side=side, width=width, sigma=full.sigma, grid=weights, basis=basis_of(subspace, full.dim, seed))
+
+
+def default_width(side: int) -> int:
+    """Pixels of a border that nobody set, on an image of `side` pixels."""
+    return max(1, round(PROPORTION * side))
 
 
 def _interpolation(side: int, knots: int) -> Array:

@@ -88,6 +88,18 @@ def fit(method: Method, *, sigma: float | None = None, parts: int | None = None)
     return typing.cast(Method, dataclasses.replace(typing.cast(Any, method), **open_ones)) if open_ones else method
 
 
+def options_of(name: str, method: Method) -> dict[str, Any]:
+    """All options of a method with their values, as `make(name, ...)` takes them; none that YAML cannot hold.
+
+    >>> options_of("nevergrad:CMA", make("nevergrad:CMA"))
+    {'sigma': 1.0, 'batch': 20, 'recommend': 'best'}
+    """
+    fixed = {"name"} if name.startswith(f"{FAMILY}:") else set()
+    fields: tuple[Any, ...] = dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
+    values: dict[str, Any] = {f.name: getattr(method, f.name) for f in fields if f.init and f.name not in fixed}
+    return {key: value for key, value in values.items() if value is None or isinstance(value, bool | int | float | str)}
+
+
 def describe() -> list[dict[str, Any]]:
     """What `keyhole list methods` shows: name, a line, options with defaults, and what a box must give and accept."""
     rows = []

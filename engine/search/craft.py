@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.checkpoint import Like, arrays_like, whole_number
 from engine.core import Array, Feedback, Needs
 from engine.errors import ArtifactError, RecipeError, RefusedError
 from engine.score_heads import HIDDEN, RATE, Adapter, log_probabilities
@@ -147,22 +148,42 @@ class CraftSearch:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["recommended"].shape != (self._dim,):
-            raise ArtifactError(f"the state is of {state['recommended'].shape}, the search of ({self._dim},) vectors")
+        method, theta, parameters = self._method, Like("float32", (self._dim,)), Like("float64", (None,))
+        told = arrays_like(
+            state,
+            {
+                "losses": Like("float64", (None,), finite=False),
+                "parameters": parameters,
+                "adam.t": Like("float64", ()),
+                "adam.m": parameters,
+                "adam.v": parameters,
+                "best_loss": Like("float64", (), finite=False),
+                "best_theta": theta,
+                "table": Like("float64", (None, None), finite=False),
+                "labels": Like("int64", (None,)),
+                "recommended": theta,
+            },
+            besides=["begun", "classes"],
+        )
+        classes = whole_number(state["classes"], "classes")
+        size = classes * (2 * method.hidden + 1) + method.hidden if classes else 0
+        memory = {key: told[f"adam.{key}"] for key in ("t", "m", "v")}
+        table, labels = told["table"], told["labels"]
+        if {len(told["parameters"]), len(memory["m"]), len(memory["v"])} != {size}:
+            raise ArtifactError(f"its adapter is not one of {classes} classes and {method.hidden} hidden units")
+        if len(table) != len(labels) or (len(labels) and not (labels.min() >= 0 and labels.max() < classes)):
+            raise ArtifactError("its table of answers has other rows or classes than its labels")
+        if len(table) and table.shape[1] != classes:
+            raise ArtifactError(f"its table of answers has {table.shape[1]} columns for {classes} classes")
         self._begin()
-        losses, size = [float(loss) for loss in state["losses"]], self._method.popsize
-        if int(state["begun"]):
+        losses = told["losses"].tolist()
+        if whole_number(state["begun"], "begun", most=1):
             self._next()
-        for first in range(0, len(losses) - size + 1, size):
-            self._close(losses[first : first + size])
+        for first in range(0, len(losses) - method.popsize + 1, method.popsize):
+            self._close(losses[first : first + method.popsize])
         self._losses = losses
-        if int(state["classes"]):
-            method = self._method
-            self._adapter = Adapter(
-                classes=int(state["classes"]), hidden=method.hidden, rate=method.rate, weight=method.weight
-            )
-        self._parameters = np.array(state["parameters"])
-        self._memory = {key: np.array(state[f"adam.{key}"]) for key in ("t", "m", "v")}
-        self._best = float(state["best_loss"]), np.array(state["best_theta"])
-        self._table = np.array(state["table"]), np.array(state["labels"])
-        self._recommended = np.array(state["recommended"])
+        if classes:
+            self._adapter = Adapter(classes=classes, hidden=method.hidden, rate=method.rate, weight=method.weight)
+        self._parameters, self._memory, self._table = told["parameters"], memory, (table, labels)
+        self._best = float(told["best_loss"]), told["best_theta"]
+        self._recommended = told["recommended"]

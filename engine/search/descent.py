@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from engine import noise
+from engine.checkpoint import Like, arrays_like, number, whole_number
 from engine.core import Array, Feedback, Needs
-from engine.errors import ArtifactError, RecipeError, nearest
+from engine.errors import RecipeError, nearest
 from engine.search.estimators import Estimator, OneSided, Pairs
 from engine.search.updates import Momentum as NormalisedMomentum
 from engine.search.updates import Normalise, Schedule, Update, chain
@@ -144,13 +145,16 @@ class DescentSearch:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["theta"].shape != (self._dim,):
-            raise ArtifactError(f"the state is of {state['theta'].shape} and the search of ({self._dim},) vectors")
-        self._theta, self._moved = np.array(state["theta"]), np.array(state["moved"])
-        self._best_theta = np.array(state["best_theta"])
-        step, spent, self._best_loss, repeats, self._noise, self._signal, noisy = (float(s) for s in state["scalars"])
-        self._step, self._spent, self._repeats, self._noisy = int(step), int(spent), int(repeats), bool(noisy)
-        self._memory = {key: np.array(state[f"update.{key}"]) for key in self._memory}
+        vectors = ("theta", "moved", "best_theta")
+        memory = {f"update.{key}": Like("float64", value.shape) for key, value in self._memory.items()}
+        wanted = {name: Like("float64", (self._dim,)) for name in vectors} | memory
+        told = arrays_like(state, {**wanted, "scalars": Like("float64", (7,), finite=False)})
+        self._theta, self._moved, self._best_theta = (told[name] for name in vectors)
+        step, spent, self._best_loss, repeats, self._noise, self._signal, noisy = told["scalars"].tolist()
+        self._step, self._spent = whole_number(step, "step"), whole_number(spent, "spent")
+        self._repeats, self._noisy = whole_number(repeats, "repeats"), bool(whole_number(noisy, "noisy", most=1))
+        number(self._noise, "noise")
+        self._memory = {key: told[f"update.{key}"] for key in self._memory}
 
     @property
     def _progress(self) -> float:

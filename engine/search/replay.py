@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
+from engine.checkpoint import Like, arrays_like
 from engine.core import Feedback, Search
 from engine.errors import ArtifactError
 
@@ -21,13 +20,16 @@ def replay(search: Search, state: dict[str, Any], asked: Callable[[], str], advi
         search: it asks the same candidates when it is told the same losses.
         state: `losses` `(n,)` in the order told, and `asked`, a digest of all that was asked.
         asked: the search's own digest so far.
-        advice: the message of the ArtifactError raised where the digests differ.
+        advice: the message where the digests differ.
+
+    Raises:
+        ArtifactError: the digests differ, or the state is not of this kind.
     """
-    losses = np.asarray(state["losses"], dtype=np.float64)
+    losses = arrays_like(state, {"losses": Like("float64", (None,), finite=False)}, besides=["asked"])["losses"]
     done = 0
     while done < len(losses):
         thetas = search.ask(len(losses) - done)
         search.tell(thetas, Feedback(losses=losses[done : done + len(thetas)]))
         done += len(thetas)
-    if asked() != str(state["asked"]):
+    if asked() != state["asked"]:
         raise ArtifactError(advice)

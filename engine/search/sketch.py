@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from engine import noise
+from engine.checkpoint import Like, arrays_like, number, whole_number
 from engine.core import Array, Feedback, Needs, Outputs
 from engine.errors import ArtifactError, RecipeError, RefusedError
 from engine.search.solver import Paid, Target, mean_loss, solve
@@ -182,13 +183,18 @@ class SketchSearch:
             )
         for name in set(self._table) - set(tables):  # a lone first candidate could not tell what moves
             del self._table[name], self._zero[name]
+            self._Y.pop(name, None)
+        for name, part in self._table.items():
+            if tables[name].shape[1:] != part.shape:
+                raise ArtifactError(f"the table of {name} is {tables[name].shape[1:]}, and the state's {part.shape}")
         self._scale = feedback.outputs.scale
         labels = np.asarray(feedback.labels)
         changed = len(self._labels) > 0 and not np.array_equal(labels, self._labels)
         self._labels = labels
         if changed and not self._redrawn and set(tables) != {"text"}:
             # These answers cannot be compared with what was known: begin anew, with the base in every round.
-            self._redrawn, self._table, self._tests = True, {}, self._tests[:0]
+            self._redrawn, self._table, self._zero = True, {}, {}
+            self._tests, self._dampings = self._tests[:0], self._dampings[:0]
             self._forget()
             return
         sound = np.isfinite(feedback.losses)
@@ -368,25 +374,65 @@ class SketchSearch:
     # State
 
     _ARRAYS = ("theta", "labels", "U", "mid", "tests", "dampings")
-    _PARTS = ("table", "zero", "fixed", "Y")
+    _PARTS = ("table", "zero", "Y")
+    """What does not move, `fixed`, comes with every answer: it is not kept."""
 
     def state_dict(self) -> dict[str, Any]:
-        state = {name: getattr(self, f"_{name}").copy() for name in self._ARRAYS}
+        state = {name: _read_only(getattr(self, f"_{name}")) for name in self._ARRAYS}
         for group in self._PARTS:
-            state |= {f"{group}.{name}": part.copy() for name, part in getattr(self, f"_{group}").items()}
+            state |= {f"{group}.{name}": _read_only(part) for name, part in getattr(self, f"_{group}").items()}
         state["scalars"] = np.array([self._step, self._spent, self._damping, self._scale, self._redrawn], np.float64)
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["theta"].shape != (self._dim,):
-            raise ArtifactError(f"the state is of {state['theta'].shape} and the search of ({self._dim},) vectors")
+        moving = {key.partition(".")[2] for key in state if key.startswith("table.")}
+        if not (moving <= {"scores"} or moving <= {"text", "image"}):
+            raise ArtifactError(f"its tables are of {', '.join(sorted(moving))}, which no box gives together")
+        tables = {name: Like("float32", (None, None)) for name in moving}
+        secants = [name for name in moving if f"Y.{name}" in state]
+        told = arrays_like(
+            state,
+            {
+                "theta": Like("float32", (self._dim,)),
+                "labels": Like("int64", (None,)),
+                "U": Like("float64", (None, self._parts, self._width)),
+                "mid": Like("float64", (None, self._parts, self._width)),
+                "tests": Like("float32", (None, self._dim)),
+                "dampings": Like("float64", (None,)),
+                "scalars": Like("float64", (5,)),
+                **{f"{group}.{name}": like for group in ("table", "zero") for name, like in tables.items()},
+                **{f"Y.{name}": Like("float32", (len(state["U"]), *state[f"table.{name}"].shape)) for name in secants},
+            },
+        )
+        for group in ("table", "zero"):
+            setattr(self, f"_{group}", {name: told[f"{group}.{name}"] for name in moving})
+        self._Y = {name: told[f"Y.{name}"] for name in secants}
         for name in self._ARRAYS:
-            setattr(self, f"_{name}", np.array(state[name]))
-        for group in self._PARTS:
-            kept = {key.partition(".")[2]: np.array(v) for key, v in state.items() if key.startswith(f"{group}.")}
-            setattr(self, f"_{group}", kept)
-        step, spent, self._damping, self._scale, redrawn = (float(value) for value in state["scalars"])
-        self._step, self._spent, self._redrawn = int(step), int(spent), bool(redrawn)
+            setattr(self, f"_{name}", told[name])
+        self._check()
+        step, spent, self._damping, self._scale, redrawn = told["scalars"].tolist()
+        self._step, self._spent = whole_number(step, "step"), whole_number(spent, "spent")
+        self._redrawn = bool(whole_number(redrawn, "redrawn", most=1))
+        number(self._damping, "damping", least=0.0)
+
+    def _check(self) -> None:
+        """Raise ArtifactError where the arrays of a state, each of which is sound, do not belong together."""
+        if len(self._mid) != len(self._U) or len(self._dampings) != len(self._tests):
+            raise ArtifactError("its secants or its tests are not as many as what belongs to them")
+        if len(self._U) and (self._Y.keys() != self._table.keys() or not self._table):
+            raise ArtifactError("its secants are of other tables than its own")
+        if np.abs(self._U).max(initial=0.0) > 1 + 1e-6:
+            raise ArtifactError("its secants have directions that are no unit vectors")
+        for name, part in self._table.items():
+            if part.shape != self._zero[name].shape:
+                raise ArtifactError(f"its tables of {name} at theta and at 0 are of different shapes")
+
+
+def _read_only(array: Array) -> Array:
+    """A view through which nothing can be changed: no copy is made of what may be hundreds of megabytes."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _parts(outputs: Outputs, count: int, known: set[str]) -> tuple[Parts, Parts]:

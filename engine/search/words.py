@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from engine import noise
+from engine.checkpoint import Like, arrays_like
 from engine.core import Array, Feedback, Needs
 from engine.errors import RecipeError
 from engine.search.sharpness import ANSWERS, Script, ScriptSearch
@@ -85,9 +86,10 @@ class WordsSearch:
         return {**self._search.state_dict(), "rows": np.vstack(rows)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._search.load_state_dict(state)
+        rows = arrays_like(state, {"rows": Like("float32", (None, self._dim))}, besides=["losses", "asked"])["rows"]
+        self._search.load_state_dict({key: value for key, value in state.items() if key != "rows"})
         self._asked = {}
-        self._note(np.asarray(state["rows"], np.float32))
+        self._note(rows)
 
     def _note(self, thetas: Array) -> None:
         for theta in thetas:

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from engine.artifact import Artifact, load_state, save_state
+from engine.artifact import Artifact
 from engine.errors import ArtifactError
 
 THETA = {"theta": np.zeros(1, np.float32)}
@@ -23,7 +23,13 @@ def meta(**settings) -> dict:
         "method": "zero-shot",
         "head": None,
         "ledger": {"pairs": 3, "cost": None},
-        "metrics": {"zero_shot_accuracy": 0.5, "accuracy": 0.5, "val_accuracy": 0.5, "train_loss": None},
+        "metrics": {
+            "test_images": 8,
+            "zero_shot_accuracy": 0.5,
+            "accuracy": 0.5,
+            "val_accuracy": 0.5,
+            "train_loss": None,
+        },
         "contains": {"training_features": False, "training_labels": False},
         "licence": {"artifact": None},
         **settings,
@@ -52,30 +58,3 @@ def test_refuses_what_is_no_artifact(tmp_path):
     (tmp_path / "b" / "keyhole.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(ArtifactError, match="format 99"):
         Artifact.load(tmp_path / "b")
-
-
-def test_state_keeps_nesting_bits_and_types(tmp_path):
-    state = {
-        "step": 3,
-        "losses": np.array([np.nan, 1.5]),
-        "search": {"theta": np.arange(4, dtype=np.float32), "rng": {"words": [1, 2**62], "name": "PCG64"}},
-        "best": None,
-        "infinite": float("inf"),
-        "numpy": np.float64(0.1),
-    }
-    save_state(tmp_path / "state.npz", state)
-    loaded = load_state(tmp_path / "state.npz")
-    np.testing.assert_array_equal(loaded.pop("losses"), state.pop("losses"))
-    theta = loaded["search"].pop("theta")
-    assert theta.dtype == np.float32 and theta.tolist() == [0, 1, 2, 3]
-    state["search"].pop("theta")
-    assert loaded == state
-
-
-@pytest.mark.parametrize("keep", [0, 10, 100, -1])
-def test_a_half_written_checkpoint_is_named(tmp_path, keep):
-    path = tmp_path / "state.npz"
-    save_state(path, {"a": np.arange(100)})
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ArtifactError, match="remove it to start anew"):
-        load_state(path)

@@ -117,6 +117,16 @@ def test_looks_are_charged_unless_they_follow_from_answers():
     assert free.pairs % N == 0
 
 
+def test_a_prompt_that_was_looked_at_is_not_paid_for_again():
+    class Still(Walk):
+        def recommend(self):
+            return np.zeros(DIM, np.float32)
+
+    history, ledger, evaluator = run(Still())
+    assert [split for split, *_ in evaluator.asked].count("val") == 1 < sum(1 for step in history if step.look)
+    assert ledger.pairs == VAL + N * sum(count for split, count, _ in evaluator.asked if split == "train")
+
+
 def test_without_validation_the_training_loss_selects():
     history = list(steps(Walk(), session(budget=30, val=0)))
     assert history[-1].best.val_loss == pytest.approx(history[-1].best_loss)

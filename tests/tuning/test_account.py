@@ -84,6 +84,12 @@ def test_every_answer_is_on_the_account(tmp_path, method, options, head):
         assert sums["test"] == 2 * TEST
 
 
+def test_minibatches_pay_for_the_training_answers_of_their_head(tmp_path):
+    tuning = tuned(tmp_path, "momentum", FEATURES, "gda", rows=16)
+    check(tuning, tmp_path)
+    assert ("train", N) in answers(tmp_path / "box")
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("method", "options", "head"), [CASES[0], CASES[1], CASES[3], CASES[7], CASES[9], CASES[10], CASES[5]]

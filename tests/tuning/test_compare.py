@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import re
 import signal
 import subprocess
@@ -24,6 +26,7 @@ from engine.errors import ArtifactError, BoxError, RecipeError, TaskError
 from tuning.compare import Cluster
 from tuning.conduct import compare
 from tuning.evaluate import evaluate
+from tuning.lease import Lease
 from tuning.protocol import arms_of, flags_of, make_comparison, trials_of
 from tuning.report import rows_of, settings_of
 from tuning.spaces import drawn, split_spaces
@@ -139,12 +142,45 @@ def test_an_interrupted_comparison_reports_and_resumes_to_the_same_results(tmp_p
     half = compare(comparison, tmp_path / "half", cluster=IN_TURN, board=Impatient(lambda line: None), stop=stop)
     assert (half["trials"], half["finished"]) == (6, 1) and (tmp_path / "half" / "report.html").exists()
     began = tmp_path / "half" / "trials" / "toy_toy_momentum_16-shot_s1"
-    assert not done(began) and (began / "checkpoint" / "state.npz").exists()
+    assert not done(began) and (began / "checkpoint" / "state.safetensors").exists()
     finished = tmp_path / "half" / "trials" / "toy_toy_zero-shot_16-shot_s1" / "result.json"
     before = finished.stat().st_mtime_ns
     assert compare(None, tmp_path / "half", resume=True, cluster=IN_TURN)["finished"] == 6
     assert results(tmp_path / "half") == results(tmp_path / "whole") and finished.stat().st_mtime_ns == before
     assert whole["finished"] == 6
+
+
+def test_a_folder_that_another_comparison_writes_is_refused(tmp_path):
+    with Lease(tmp_path / "c"), pytest.raises(ArtifactError, match="is being written by process"):
+        run(tmp_path / "c", methods=["zero-shot"])
+    assert not list((tmp_path / "c").iterdir())
+    run(tmp_path / "c", methods=["zero-shot"])
+    assert not list((tmp_path / "c").rglob("lease.json")) and not list((tmp_path / "c").rglob("checkpoint"))
+    with Lease(tmp_path / "c"), pytest.raises(ArtifactError, match="is being written by process"):
+        compare(None, tmp_path / "c", resume=True, cluster=IN_TURN)
+
+
+@pytest.mark.parametrize("name", ["results.csv", "curves.png", "trial.json", "state.safetensors"])
+def test_a_full_disk_is_one_sentence_and_can_be_gone_on_from(tmp_path, monkeypatch, name):
+    settings = {"methods": ["momentum"], "seeds": [1]}
+    run(tmp_path / "whole", **settings)
+    real = open
+
+    def full(file, mode="r", *rest, **more):
+        if name in str(file) and mode[0] == "w":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(file, mode, *rest, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("builtins.open", full)
+        if name == "state.safetensors":  # a run that fails is a row of the report
+            assert run(tmp_path / "c", **settings)["finished"] == 0
+        else:
+            with pytest.raises(ArtifactError, match="No space left .*keyhole compare --resume"):
+                run(tmp_path / "c", **settings)
+    assert not list((tmp_path / "c").rglob("*.tmp"))
+    assert compare(None, tmp_path / "c", resume=True, cluster=IN_TURN)["finished"] == 1
+    assert results(tmp_path / "c") == results(tmp_path / "whole")
 
 
 def test_an_existing_folder_and_an_empty_one(tmp_path):
@@ -415,9 +451,8 @@ def test_sigkill_and_resume_give_the_same_results(tmp_path):
             assert process.wait(timeout=300) == 0
             continue
         deadline = time.monotonic() + 200
-        while (
-            not list((tmp_path / name).glob("trials/*momentum*/checkpoint/state.npz")) and time.monotonic() < deadline
-        ):
+        begun = "trials/*momentum*/checkpoint/state.safetensors"
+        while not list((tmp_path / name).glob(begun)) and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()

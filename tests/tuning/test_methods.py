@@ -17,7 +17,8 @@ from engine.search import METHODS, fit, make
 from tuning import queryless, run
 from tuning.evaluate import evaluate
 from tuning.recipe import make_recipe
-from tuning.run import Tuning, problem_of, prompt_of
+from tuning.resolve import prompt_of
+from tuning.run import Tuning, problem_of
 
 
 def talking(rest, *, uri, classes, template, gives, device, options):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from open_clip import factory, pretrained
 from safetensors.torch import save_file
+from threadpoolctl import threadpool_limits
 
 from engine.boxes import open_box
 from engine.boxes.toy import ToyImages
@@ -265,12 +266,8 @@ def test_opening_leaves_logging_as_it_was(tmp_path):
     assert (list(root.handlers), list(root.filters)) == before
 
 
-def test_threads_are_set_or_left():
-    torch.set_num_threads(2)
-    try:
-        open_box("open_clip:Small,random", classes=("cat",), template="a {}", threads=None)
-        assert torch.get_num_threads() == 2
+def test_the_callers_threads_are_left():
+    with threadpool_limits(2):
+        torch.set_num_threads(2)
         open_box("open_clip:Small,random", classes=("cat",), template="a {}")
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(1)
+        assert torch.get_num_threads() == 2

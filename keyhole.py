@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import logging
 import signal
 import sys
@@ -18,18 +17,17 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from bench.commands import bench
-from engine.errors import BoxError, KeyholeError, RecipeError
+from engine.errors import BoxError, RecipeError
+from tuning.answer import INTERRUPTED, Answer, answering
 
 if TYPE_CHECKING:
     from engine.artifact import Artifact
     from engine.core import BlackBox, Task
-
-INTERRUPTED = 130
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -168,16 +166,20 @@ def tune_command(
             facts = planned(recipe)
         _print(facts, as_json)
         return
-    with _interruptible() as interrupted, Progress(recipe.budget) as progress:
-        tuning = Tuning(recipe, resume or out or folder.default_path(recipe), resume=resume is not None)
-        with closing(iter(tuning)) as rounds:
-            for step in rounds:
-                progress.step(step)
-                if interrupted.is_set():
-                    break
+    tuning = None
+    try:
+        with _interruptible() as interrupted, Progress(recipe.budget) as progress:
+            tuning = Tuning(recipe, resume or out or folder.default_path(recipe), resume=resume is not None)
+            with closing(iter(tuning)) as rounds:
+                for step in rounds:
+                    progress.step(step)
+                    if interrupted.is_set():
+                        break
+    except KeyboardInterrupt:  # the second one
+        if tuning is None:
+            raise
     if not tuning.result:
-        click.echo(f"interrupted; go on with: keyhole tune --resume {tuning.out}", err=True)
-        raise click.exceptions.Exit(INTERRUPTED)
+        _interrupted("tune", tuning.out, as_json)
     _print_result(tuning.result, tuning.out, as_json)
 
 
@@ -265,12 +267,15 @@ def compare_command(
             wanted, folder, resume=resume is not None, board=board, stop=interrupted,
             cluster=Cluster(parallel=parallel, address=address), trackers=protocol.split_list(track),
         )  # fmt: skip
-    click.echo(json.dumps(summary) if as_json else report.text(folder, summary))
+    if not as_json:
+        click.echo(report.text(folder, summary))
     click.echo(f"report: {folder / 'report.html'}", err=True)
     if interrupted.is_set():
-        click.echo(f"interrupted; go on with: keyhole compare --resume {folder}", err=True)
-        raise click.exceptions.Exit(INTERRUPTED)
-    if not summary["finished"]:
+        _interrupted("compare", folder, as_json, summary)
+    failed = {} if summary["finished"] else {"error": "no run has finished; `failed` says why"}
+    if as_json:
+        _answer({**summary, **failed})
+    if failed:
         raise click.exceptions.Exit(BoxError.exit_code)
 
 
@@ -282,7 +287,10 @@ def report_command(folder: Path, as_json: bool) -> None:
     from tuning import report
 
     summary = report.remake(folder)
-    click.echo(json.dumps(summary) if as_json else report.text(folder, summary))
+    if as_json:
+        _answer(summary)
+    else:
+        click.echo(report.text(folder, summary))
     click.echo(f"report: {folder / 'report.html'}", err=True)
 
 
@@ -294,7 +302,7 @@ def list_command(what: str, as_json: bool) -> None:
     from tuning import catalogue
 
     if as_json:
-        click.echo(json.dumps(catalogue.LISTS[what][0]()))
+        _answer({what: catalogue.LISTS[what][0]()})
     else:
         click.echo(catalogue.table(what).text())
 
@@ -319,9 +327,24 @@ cli.add_command(bench)
 # What a person sees
 
 
+def _answer(facts: Mapping[str, Any]) -> None:
+    """The one object of a command with --json."""
+    answer = click.get_current_context().find_object(Answer)
+    assert answer is not None, "main() makes it"
+    answer.give(facts)
+
+
+def _interrupted(command: str, folder: Path, as_json: bool, facts: Mapping[str, Any] | None = None) -> NoReturn:
+    sentence = f"interrupted; go on with: keyhole {command} --resume {folder}"
+    click.echo(sentence, err=True)
+    if as_json:
+        _answer({**(facts or {}), "error": sentence, "resume": str(folder)})
+    raise click.exceptions.Exit(INTERRUPTED)
+
+
 def _print(facts: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(facts))
+        _answer(facts)
         return
     width = max(len(name) for name in facts)
     for name, value in facts.items():
@@ -339,7 +362,7 @@ def _shown(value: Any) -> str:
 
 def _print_result(result: Mapping[str, Any], out: Path, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(result))
+        _answer(result)
         return
     click.echo(
         f"{result['task']} on {result['box']}, {result['method']}, {result['shots']} shots, seed {result['seed']}\n"
@@ -381,33 +404,18 @@ def _interruptible(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The console script: every error a user can mend is one sentence and an exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """The console script: every error a user can mend is one sentence and an exit code.
+
+    Args:
+        arguments: for a process that does not end with this command; its stdout and signals stay its own.
+    """
+    process = arguments is None
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if process:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    try:
-        code = cli.main(args=arguments, prog_name="keyhole", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted", arguments, INTERRUPTED)
-    except click.ClickException as error:
-        message = " ".join(error.format_message().split())
-        if isinstance(error, click.UsageError) and error.ctx is not None:
-            message += f"{'' if message.endswith(('.', '?')) else '.'} See {error.ctx.command_path} --help."
-        _fail(message, arguments, 2)
-    except KeyholeError as error:
-        _fail(str(error), arguments, error.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone: nothing to say, nobody to say it to
-        sys.exit(1)
-
-
-def _fail(message: str, arguments: Sequence[str], code: int) -> None:
-    if "--json" in arguments:
-        click.echo(json.dumps({"error": message}))
-    else:
-        click.echo(f"error: {message}", err=True)
+    with answering("--json" in words, process=process) as answer:
+        code = answer.run(lambda: cli.main(args=words, prog_name="keyhole", standalone_mode=False, obj=answer))
     sys.exit(code)
 
 

@@ -10,16 +10,17 @@ Knows nothing of search methods or budgets.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
+from bench.entry import Answering, Parser, enter, numbers
 from engine.boxes import open_box
 from engine.core import Array, Task
-from engine.errors import KeyholeError, TaskError
+from engine.errors import TaskError
 from engine.heads import fit
 from tuning.ceiling import encode, fit_coop
 from tuning.tasks import few_shot_rows, load_pool, task_names
@@ -111,26 +112,29 @@ def table(found: dict[str, Admission]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, answer: Answering = None) -> int:
     """The command. Exit codes: 0, 1 where a task's mark disagrees with the rule, 2 for a user's mistake."""
-    parser = argparse.ArgumentParser(prog="keyhole bench tasks", description=(__doc__ or "").split("\n")[0])
+    parser = Parser("tasks", __doc__)
     embedded = ",".join(name for name in task_names() if name.startswith("mini:"))
     parser.add_argument("--tasks", default=embedded, help="URIs, comma separated (default: all embedded ones)")
     parser.add_argument("--box", default="mini:resnet")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--shots", type=int, default=16)
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args(arguments)
-    try:
-        found = run(given.tasks.split(","), given.box, [int(seed) for seed in given.seeds.split(",")], given.shots)
-    except (KeyholeError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return getattr(error, "exit_code", 2)
-    print(json.dumps({uri: asdict(row) for uri, row in found.items()}) if given.json else table(found))
-    wrong = [uri for uri, row in found.items() if not row.agrees]
-    if wrong:
-        print(f"marked otherwise than the rule says: {', '.join(wrong)}; correct their `control`", file=sys.stderr)
-    return 1 if wrong else 0
+
+    def measure(given: argparse.Namespace) -> dict[str, Any]:
+        found = run(given.tasks.split(","), given.box, numbers(given.seeds, int), given.shots)
+        return {uri: asdict(row) for uri, row in found.items()}
+
+    def text(found: dict[str, Any]) -> str:
+        return table({uri: Admission(**row) for uri, row in found.items()})
+
+    def marks(given: argparse.Namespace, found: dict[str, Any]) -> int:
+        wrong = [uri for uri, row in found.items() if not Admission(**row).agrees]
+        if wrong:
+            print(f"marked otherwise than the rule says: {', '.join(wrong)}; correct their `control`", file=sys.stderr)
+        return 1 if wrong else 0
+
+    return enter(parser, arguments, measure, text, answer=answer, verdict=marks)
 
 
 def _admission(pool: Task, uri: str, seeds: Sequence[int], shots: int) -> Admission:

@@ -9,6 +9,8 @@ import importlib
 
 import click
 
+from tuning.answer import Answer
+
 BENCHES = {
     "tasks": ("bench.admission", "In which embedded tasks there is something to tune."),
     "evaluate": ("bench.evaluate", "What one evaluation costs, beside the ways that others do it."),
@@ -18,7 +20,7 @@ BENCHES = {
     "memory": ("bench.memory", "Peak memory of a search with many classes."),
     "heads": ("bench.heads", "The accuracy of heads on returned features and scores."),
 }
-"""name -> a module with a `main(arguments)`, and what it measures."""
+"""name -> a module with a `main(arguments, answer)`, and what it measures."""
 
 
 @click.group("bench", invoke_without_command=True)
@@ -39,7 +41,9 @@ def _add(name: str, module: str, about: str) -> None:
     @bench.command(name, help=about, context_settings=settings)
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
     def run(arguments: tuple[str, ...]) -> None:
-        raise click.exceptions.Exit(importlib.import_module(module).main(arguments))
+        answer = click.get_current_context().find_object(Answer)
+        assert answer is not None, "keyhole.main() makes it"
+        raise click.exceptions.Exit(importlib.import_module(module).main(arguments, answer.give))
 
 
 for _name, (_module, _about) in BENCHES.items():

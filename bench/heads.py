@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from bench.entry import Answering, Parser, enter, numbers
 from engine import heads, search
 from engine.core import Array, Outputs
-from engine.errors import KeyholeError
 from engine.ledger import Ledger
 from engine.loop import steps
 from engine.objectives import cross_entropy
@@ -113,9 +113,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, line("CoOp (white box)", lambda row: row["coop"])])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, answer: Answering = None) -> int:
     """The command. Exit codes: 0, 2 for a user's mistake."""
-    parser = argparse.ArgumentParser(prog="keyhole bench heads", description=(__doc__ or "").split("\n")[0])
+    parser = Parser("heads", __doc__)
     parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help="the method's own settings")
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--seeds", default="1,2,3")
@@ -123,13 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=500)
     parser.add_argument("--box", default="mini:resnet")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-heads/trials.jsonl"))
-    given = parser.parse_args(arguments)
-    try:
+
+    def measure(given: argparse.Namespace) -> dict[str, Any]:
         options = make_recipe({"method": {"name": given.method}}, [f"method.{o}" for o in given.options]).options
         given.out.parent.mkdir(parents=True, exist_ok=True)
         known = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
         rows = []
-        for seed in map(int, given.seeds.split(",")):
+        for seed in numbers(given.seeds, int):
             for task in given.tasks.split(","):
                 wanted = _settings(task, seed, given.method, options, given.budget, given.box)
                 row = next((row for row in known if wanted.items() <= row.items()), None)
@@ -141,11 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     told = f"prompt {alone:.3f}, with a head {both:.3f}, CoOp {row['coop']:.3f}"
                     print(f"{task} seed {seed}: {told}", file=sys.stderr)
                 rows.append(row)
-    except KeyholeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(table(rows))
-    return 0
+        return {"trials": rows}
+
+    return enter(parser, arguments, measure, lambda found: table(found["trials"]), answer=answer)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Letters in shapes: as in engine.core. Knows nothing of real models.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import sys
 import tempfile
@@ -22,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from bench.entry import Answering, Parser, enter
 from engine import search
 from engine.boxes import SCHEMES, keep_only
 from engine.checkpoint import Checkpoint
 from engine.core import Array, BoxSpec, Outputs, Prompts, Split, TextSpec, Work
-from engine.errors import KeyholeError
 from engine.ledger import Ledger
 from engine.loop import steps
 from engine.pool import Serial
@@ -135,26 +134,28 @@ def run(
     }  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, answer: Answering = None) -> int:
     """The command. Exit codes: 0, 1 where the peak is above `--limit`, 2 for a user's mistake."""
-    parser = argparse.ArgumentParser(prog="keyhole bench memory", description=(__doc__ or "").split("\n")[0])
+    parser = Parser("memory", __doc__)
     for name, value in (("images", 16000), ("classes", 1000), ("width", 512), ("k", 64), ("memory", 128)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--budget", type=float, default=134, help="evaluations; the memory should be full by then")
     parser.add_argument("--limit", type=float, default=4.0, help="GB")
     parser.add_argument("--gives", choices=("features", "scores"), default="features")
     parser.add_argument("--per-class", action="store_true", help="a context per class, as sketch has by default")
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args(arguments)
-    try:
+
+    def measure(given: argparse.Namespace) -> dict[str, float]:
         options = {"k": given.k, "memory": given.memory}
         shape = given.images, given.classes, given.width
-        found = run(*shape, given.budget, options, gives=given.gives, per_class=given.per_class)
-    except KeyholeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(found) if given.json else "\n".join(f"{name:12} {value:.3f}" for name, value in found.items()))
-    return int(found["peak_gb"] > given.limit)
+        return run(*shape, given.budget, options, gives=given.gives, per_class=given.per_class)
+
+    def text(found: dict[str, float]) -> str:
+        return "\n".join(f"{name:12} {value:.3f}" for name, value in found.items())
+
+    def above(given: argparse.Namespace, found: dict[str, float]) -> int:
+        return int(found["peak_gb"] > given.limit)
+
+    return enter(parser, arguments, measure, text, answer=answer, verdict=above)
 
 
 def _unit(vectors: Array) -> Array:

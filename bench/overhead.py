@@ -9,7 +9,6 @@ Knows nothing of how trials are carried out.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -18,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.errors import BoxError, KeyholeError
+from bench.entry import Answering, Parser, enter, numbers
+from engine.errors import BoxError
 from tuning.compare import Cluster
 from tuning.conduct import compare
 from tuning.protocol import make_comparison
@@ -90,9 +90,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, answer: Answering = None) -> int:
     """The command. Exit codes: 0, 2 for a user's mistake, 3 where a trial failed."""
-    parser = argparse.ArgumentParser(prog="keyhole bench overhead", description=(__doc__ or "").split("\n")[0])
+    parser = Parser("overhead", __doc__)
     parser.add_argument("--task", default="mini:digits")
     parser.add_argument("--box", default="mini:resnet")
     parser.add_argument("--method", default="momentum")
@@ -100,19 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trials", type=int, default=5, help="by seed; 2 or more")
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--track", default="", help="trackers to report to, divided by commas")
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args(arguments)
-    if given.trials < 2 or given.turns < 1:
-        parser.error("--trials must be 2 or more, --turns 1 or more")
-    budgets = [float(word) for word in given.budgets.split(",")]
-    trackers = [name for name in given.track.split(",") if name]
-    try:
-        rows = run(given.task, given.box, given.method, budgets, given.trials, given.turns, trackers)
-    except KeyholeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(json.dumps(rows) if given.json else table(rows))
-    return 0
+
+    def measure(given: argparse.Namespace) -> dict[str, Any]:
+        if given.trials < 2 or given.turns < 1:
+            parser.error("--trials must be 2 or more, --turns 1 or more")
+        budgets = numbers(given.budgets, float)
+        trackers = [name for name in given.track.split(",") if name]
+        return {"rows": run(given.task, given.box, given.method, budgets, given.trials, given.turns, trackers)}
+
+    return enter(parser, arguments, measure, lambda found: table(found["rows"]), answer=answer)
 
 
 if __name__ == "__main__":

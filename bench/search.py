@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import ablation, search_page, search_steps
+from bench.entry import Answering, Parser, enter, numbers
 from bench.search_trials import REFERENCE, Arm, run, with_heads
-from engine.errors import KeyholeError, RecipeError
+from engine.errors import RecipeError
 from engine.files import write_text
 from tuning.protocol import split_list
 
@@ -39,14 +40,14 @@ BUDGETS = (100, 200, 500, 1000, 2000, 5000)
 def report(given: argparse.Namespace) -> dict[str, Any]:
     """Run what is missing; write tables, curves and JSON to the folder. Raises KeyholeError."""
     tasks = split_list(given.tasks, uris=True)
-    budgets, seeds = _numbers(given.budgets, float), _numbers(given.seeds, int)
+    budgets, seeds = numbers(given.budgets, float), numbers(given.seeds, int)
     arms = ablation.arms() if given.ablation else [Arm.read(word) for word in split_list(given.methods)]
     prompt = {"name": given.prompt, "subspace": given.subspace, "tokens": given.tokens}
     where = {"box": given.box, "shots": given.shots, "prompt": prompt}
     trials = partial(run, where=where, processes=given.processes)
     chosen: dict[str, Any] = {}
     if given.step_sizes:
-        step_seeds = _numbers(given.step_seeds, int)
+        step_seeds = numbers(given.step_seeds, int)
         if given.ablation or set(step_seeds) & set(seeds):
             raise RecipeError(
                 "--step-sizes goes without --ablation, which leaves sketch its own settings, and --step-seeds "
@@ -73,16 +74,9 @@ def tables(summary: Mapping[str, Any]) -> str:
     return search_page.tables(summary) + (f"\n\n{search_steps.table(chosen)}" if chosen else "")
 
 
-def _numbers(text: str, kind: type) -> list[Any]:
-    try:
-        return [kind(word) for word in split_list(text)]
-    except ValueError:
-        raise RecipeError(f"{text!r} must be numbers divided by commas") from None
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, answer: Answering = None) -> int:
     """The command. Exit codes: 0, 2 for a user's mistake."""
-    parser = argparse.ArgumentParser(prog="keyhole bench search", description=(__doc__ or "").split("\n")[0])
+    parser = Parser("search", __doc__)
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--methods", default=",".join(METHODS), help="NAME or NAME:option=value, divided by commas")
     parser.add_argument("--ablation", action="store_true", help="sketch with one part taken out, in place of --methods")
@@ -98,15 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=None)
     parser.add_argument("--processes", type=int, default=2, help="trials at once; 0: in this process")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-search"))
-    parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
-    given = parser.parse_args(arguments)
-    try:
-        summary = report(given)
-    except KeyholeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(summary) if given.json else tables(summary))
-    return 0
+    return enter(parser, arguments, report, tables, answer=answer)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ Knows nothing of Ray.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import time
@@ -18,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from bench.entry import Answering, Parser, enter
 from engine import search
-from engine.errors import KeyholeError
 from engine.ledger import Ledger
 from engine.loop import steps
 from engine.pool import Serial
@@ -87,24 +85,22 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, answer: Answering = None) -> int:
     """The command. Exit codes: 0, 2 for a user's mistake."""
-    parser = argparse.ArgumentParser(prog="keyhole bench workers", description=(__doc__ or "").split("\n")[0])
+    parser = Parser("workers", __doc__)
     parser.add_argument("--task", default="mini:digits")
     parser.add_argument("--box", default="mini:resnet")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--budget", type=float, default=1000)
     parser.add_argument("--chunk", type=int, default=2)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args(arguments)
-    try:
-        found = run(given.task, given.box, given.methods.split(","), given.budget, given.chunk, given.turns)
-    except KeyholeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(found) if given.json else table(found))
-    return 0
+    return enter(
+        parser,
+        arguments,
+        lambda given: run(given.task, given.box, given.methods.split(","), given.budget, given.chunk, given.turns),
+        table,
+        answer=answer,
+    )
 
 
 if __name__ == "__main__":

@@ -298,6 +298,7 @@ class Search(Protocol):
         ...
 
 
+@runtime_checkable
 class Method(Protocol):
     """A search method: a frozen dataclass of hyper-parameters whose repr is its configuration."""
 

@@ -6,7 +6,12 @@ A message has three parts: what came, what is allowed, what to do. Knows nothing
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
+
+LONGEST_VALUE = 100
+"""Characters of a user's value that a message shows, at most."""
 
 
 class KeyholeError(Exception):
@@ -56,5 +61,32 @@ def extra(name: str) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for a message: `, did you mean 'x'?` where one of `known` resembles `word`, else ''."""
+    if len(word) > LONGEST_VALUE:  # difflib takes seconds for a long one
+        return ""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f", did you mean {close[0]!r}?" if close else ""
+
+
+class _Short(reprlib.Repr):
+    """`repr` of anything, however large or nested."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = LONGEST_VALUE
+
+    def repr_int(self, value: int, level: int) -> str:
+        # Python refuses to write out integers of thousands of digits.
+        return repr(value) if value.bit_length() < 3 * LONGEST_VALUE else f"<a number of {value.bit_length()} bits>"
+
+
+_short = _Short()
+
+
+def shown(value: Any) -> str:
+    """A value for a message: its `repr`, cut where that is long.
+
+    >>> shown("x" * 1000) == "'" + "x" * 47 + "..." + "x" * 48 + "'"
+    True
+    """
+    text = _short.repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 4]} ..."

@@ -23,6 +23,7 @@ from engine.core import Array, BoxSpec, Reply
 from engine.errors import BoxError, KeyholeError, RecipeError
 from engine.phases import phase
 from engine.problem import OpenBox, Problem, ProblemSpec, join
+from engine.ray_start import check_room, keeping_sigterm
 from engine.threads import limited
 
 log = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ class RayPool:
         self.chunk = chunk
         self.timeout_s = timeout_s
         self.mixed = mixed
-        with phase("starting Ray"):
+        with phase("starting Ray"), keeping_sigterm():
             self._ray, self._own_cluster = _connect(workers, cpus)
         self._make = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Worker).remote
         self._spec = self._ray.put(spec)
@@ -190,6 +191,7 @@ class RayPool:
         self._chunk_s = math.inf
         """Shortest time from sending a chunk to its answer."""
         try:
+            check_room(cpus, gpus, own=self._own_cluster)
             with phase(f"opening {spec.box} in {_count(workers)}"):
                 for _ in range(workers):
                     self._hire()

@@ -113,7 +113,7 @@ class Problem:
     def _moves_images(self) -> bool:
         return bool(self.prompt.decode(np.zeros((1, self.prompt.dim), np.float32)).needs() & {"pixels", "tokens"})
 
-    def _stage(self, split: str) -> tuple[Staged, int]:
+    def stage(self, split: str) -> tuple[Staged, int]:
         """The images of a split where the box lives, brought there at first use; how many were encoded for it."""
         held = self._common.staged if split in SHARED else self._staged
         if split not in held:
@@ -149,7 +149,7 @@ class Problem:
 
     def _reply(self, prompts: Prompts, rows: Array, split: str) -> tuple[Reply, Outputs, Array]:
         """The reply without its table, the whole outputs, and the labels of these rows."""
-        images, staged = self._stage(split)
+        images, staged = self.stage(split)
         self.box.work()  # what was done besides (a canary) is not this answer's
         outputs = self.box.answer(prompts, images, rows)
         labels = self.spec.splits[split].labels[rows]

@@ -116,6 +116,23 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(tmp_path, capsys, monke
     assert code == 2 and words in json.loads(out)["error"]
 
 
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "tpu", "x" * 80])
+@pytest.mark.parametrize("box", ["mini:resnet", "toy:"])
+def test_a_device_that_is_not_there(tmp_path, capsys, monkeypatch, device, box):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    code, out, err = run(capsys, *SMALL[:3], "--box", box, "--device", device, "--out", str(tmp_path / "run"))
+    assert code == 2 and not out and err.count("\n") == 1 and len(err) < 250
+    assert "is not there: this process has cpu" in err
+
+
+@pytest.mark.ray
+def test_a_gpu_that_no_node_has_is_told_at_once(tmp_path, capsys):
+    """In a process of its own, whose Ray can be told to have no GPU."""
+    process = start(tmp_path, *SMALL, "--workers", "1", "pool.gpus=1", "--out", "run", CUDA_VISIBLE_DEVICES="")
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 3 and "at most" in err and "0 GPUs; lower" in err, err
+
+
 def pictures(folder, per_class: int = 8) -> str:
     """A folder task of two classes of JPEG files; returns its URI."""
     for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
@@ -225,15 +242,18 @@ def test_a_plan_reads_a_few_images_and_tells_the_time_of_all(tmp_path, capsys, m
 
 def test_lists_and_doctor(capsys):
     assert "momentum" in run(capsys, "list", "methods")[1]
-    assert {row["name"] for row in json.loads(run(capsys, "list", "tasks", "--json")[1])} >= {"mini:digits", "toy:"}
+    assert {row["name"] for row in json.loads(run(capsys, "list", "tasks", "--json")[1])["tasks"]} >= {
+        "mini:digits",
+        "toy:",
+    }
     assert "text" in run(capsys, "list", "prompts")[1] and "open_clip:" in run(capsys, "list", "boxes")[1]
     code, out, _ = run(capsys, "doctor", "--box", "mini:resnet", "--json")
     found = json.loads(out)
     assert code == 0 and found["healthy"] and "context" in found["accepts"] and found["mini:resnet"].startswith("whole")
 
 
-def start(tmp_path, *arguments: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+def start(tmp_path, *arguments: str, **more: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **more}
     return subprocess.Popen(
         [sys.executable, "-m", "keyhole", *arguments],
         cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -31,7 +31,7 @@ def test_a_list_is_a_table_with_a_header_and_a_line_for_each(command, what):
     lines = out.splitlines()
     assert code == 0 and not err and max(map(len, lines)) <= 100
     header = next(line for line in lines if line.startswith("name "))
-    rows = json.loads(command("list", what, "--json")[1])
+    rows = json.loads(command("list", what, "--json")[1])[what]
     body = lines[lines.index(header) + 2 : lines.index(header) + 2 + len(rows)]
     begin = header.index("what it is for")
     assert [line.split()[0] for line in body] == [row["name"] for row in rows]
@@ -47,7 +47,7 @@ def test_a_list_shows_no_python_paths(command, what):
 
 def test_the_lists_leave_nothing_out(command):
     def names(what: str) -> set[str]:
-        return {row["name"] for row in json.loads(command("list", what, "--json")[1])}
+        return {row["name"] for row in json.loads(command("list", what, "--json")[1])[what]}
 
     assert names("methods") == {*search.METHODS, "nevergrad:NAME", *queryless.names()}
     assert names("prompts") == set(prompts.PROMPTS)
@@ -60,7 +60,7 @@ def test_the_lists_leave_nothing_out(command):
 def test_the_least_that_a_method_needs_is_the_poorest_of_what_it_takes(command):
     """One word stands for all that is richer: so a method that takes something must take what is richer, too."""
     order = ["labels", "topk", "scores", "features"]
-    rows = {row["name"]: row for row in json.loads(command("list", "methods", "--json")[1])}
+    rows = {row["name"]: row for row in json.loads(command("list", "methods", "--json")[1])["methods"]}
     for method in search.describe():
         poorest = rows[method["name"]]["needs"].split(" + ")[0]
         assert method["gives"] == sorted(order[order.index(poorest) :])

@@ -22,7 +22,7 @@ ALLOWED = {
 HEAVY = {
     "torch": ("engine/boxes/", "engine/heads.py", "miniature/", "tuning/ceiling.py", "tuning/doctor.py", "bench/"),
     "open_clip": ("engine/boxes/", "engine/heads.py", "miniature/", "tuning/ceiling.py", "bench/"),
-    "ray": ("engine/pool.py", "tuning/compare.py", "serve/", "keyhole.py", "bench/"),
+    "ray": ("engine/pool.py", "engine/ray_start.py", "tuning/compare.py", "serve/", "keyhole.py", "bench/"),
 }
 
 

@@ -11,7 +11,6 @@ import functools
 import json
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 from engine.errors import BoxError, RecipeError
 from engine.loop import Step
 from engine.pool import reach
+from engine.ray_start import keeping_sigterm
 from tuning import choose, track
 from tuning.track import Board
 from tuning.trials import ERROR, TRIAL, carry_out, done, write_error, write_stopped
@@ -304,26 +304,24 @@ class Connected:
                     "ray job submit --address http://HOST:8265 -- keyhole compare ..."
                 )
             reach(address)
-        ours = signal.getsignal(signal.SIGTERM)
         try:
-            if address:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            else:
-                ray.init(
-                    address="local",
-                    num_cpus=max(os.cpu_count() or 1, self.cluster.parallel or 0),
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                )
+            with keeping_sigterm():
+                if address:
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                else:
+                    ray.init(
+                        address="local",
+                        num_cpus=max(os.cpu_count() or 1, self.cluster.parallel or 0),
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        object_store_memory=OBJECT_STORE_BYTES,
+                    )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise BoxError(
                 f"no Ray at {address or 'this machine'} ({error}); check --address, and RAY_AUTH_MODE=token if the "
                 "cluster asks for a token"
             ) from error
-        if threading.current_thread() is threading.main_thread() and ours is not None:
-            signal.signal(signal.SIGTERM, ours)  # Ray takes it over, and would end this process without a report
         self.own = True  # this process connected, and the local Ray, if it is one, ends with it
 
     def __exit__(self, *error: object) -> None:
@@ -331,22 +329,3 @@ class Connected:
             import ray
 
             ray.shutdown()
-
-
-def room(resources: Mapping[str, Any], own: bool) -> None:
-    """Tune would wait for ever where no node can hold one trial: refuse that on a Ray of our own, warn on others'.
-
-    Raises BoxError.
-    """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(node.get("CPU", 0) >= resources["cpus"] and node.get("GPU", 0) >= resources["gpus"] for node in nodes):
-        return
-    sentence = (
-        f"a trial asks for {resources['cpus']:g} CPUs and {resources['gpus']:g} GPUs, and no node of this Ray has them "
-        f"now ({ray.cluster_resources()}); lower pool.cpus or pool.gpus"
-    )
-    if own:
-        raise BoxError(sentence)
-    log.warning("%s, unless the cluster grows", sentence)

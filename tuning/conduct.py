@@ -15,8 +15,9 @@ from typing import Any
 
 from engine.errors import ArtifactError, RecipeError, extra
 from engine.files import UnwritableError, write_text
-from tuning import choose, gate, provenance, report, track
-from tuning.compare import Cluster, Connected, metrics_of, on_tune, room
+from engine.ray_start import check_room
+from tuning import choose, gate, provenance, report, settings_text, track
+from tuning.compare import Cluster, Connected, metrics_of, on_tune
 from tuning.lease import Lease
 from tuning.protocol import Comparison, make_comparison, trials_of
 from tuning.track import Board
@@ -76,7 +77,8 @@ def compare(
 
     with ray:
         if cluster.parallel != 0:
-            room(trials_of(comparison)[0].recipe["pool"], ray.own)
+            pool = trials_of(comparison)[0].recipe["pool"]
+            check_room(pool["cpus"], pool["gpus"], own=ray.own, what="a trial")
         # The lease makes the folder: last of what can fail before the first trial, so that a refusal leaves nothing.
         with Lease(out), _resumable(out), provenance.recorded(out, parallel=cluster.parallel, since=started):
             if not resume:
@@ -99,13 +101,12 @@ def _resumable(out: Path) -> Iterator[None]:
 
 def _settled(comparison: Comparison | None, out: Path, resume: bool, *, tune: bool) -> Comparison:
     """The settings, those of the folder for a resumed one, checked; nothing is written."""
-    import yaml
 
     if resume:
         file = out / SETTINGS
         if not file.exists():
             raise ArtifactError(f"{out} holds no {SETTINGS}: nothing to resume; start it with keyhole compare --out")
-        comparison = make_comparison(yaml.safe_load(file.read_text(encoding="utf-8")))
+        comparison = make_comparison(settings_text.read(file, "comparison"))
     assert comparison is not None
     trials_of(comparison)  # every mistake in the settings is found here ...
     gate.published(comparison)  # ... or here

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from engine.core import Array, Split, Task
-from engine.errors import RecipeError, TaskError, nearest
+from engine.errors import LONGEST_VALUE, RecipeError, TaskError, nearest, shown
 from engine.images import Files
 from engine.noise import Purpose, rng
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 DEFAULT_TEMPLATE = "a photo of a {}."
+MOST_CLASSES = 10**6
 NO_IMAGES = Split(source=Files(()), labels=np.zeros(0, np.int64))
 
 COOP_TEMPLATES = {
@@ -103,11 +104,13 @@ def coop(path: str, *, template: str | None = None, images: str | None = None) -
             name: [(str(file), int(label), str(word)) for file, label, word in listed[name]]
             for name in ("train", "val", "test")
         }
-    except (ValueError, KeyError, TypeError) as error:
+        if not all(0 <= label < MOST_CLASSES for rows in entries.values() for _, label, _ in rows):
+            raise ValueError(f"labels are whole numbers from 0 to {MOST_CLASSES}")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:  # not UTF-8 is a ValueError
         raise TaskError(
-            f"{split_file} is not a CoOp split ({type(error).__name__}: {error}); it must hold "
+            f"{split_file} is not a CoOp split ({type(error).__name__}: {str(error)[:LONGEST_VALUE]}); it must hold "
             '{"train": [[path, label, classname], ...], "val": [...], "test": [...]}'
-        ) from error
+        ) from None
     root = split_file.parent
     home = root / images if images is not None else _image_folder(root, entries)
     splits = {
@@ -185,12 +188,17 @@ def _class_names(file: Path, folders: list[str]) -> tuple[str, ...]:
     names = {name: name.replace("_", " ") for name in folders}
     if not file.is_file():
         return tuple(names.values())
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise TaskError(f"{file} cannot be read: {reason}; save it as UTF-8 text, a name a line") from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     pairs = [[part.strip() for part in line.split(":", 1)] for line in lines]
     if any(len(pair) == 2 and pair[0] in names for pair in pairs):
         for line, pair in zip(lines, pairs, strict=True):
             if len(pair) != 2 or pair[0] not in names:
-                raise TaskError(f"{file}: {line!r} does not begin with a class folder{nearest(pair[0], names)}")
+                raise TaskError(f"{file}: {shown(line)} does not begin with a class folder{nearest(pair[0], names)}")
             names[pair[0]] = pair[1]
         return tuple(names.values())
     if len(lines) != len(folders):

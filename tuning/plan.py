@@ -24,7 +24,8 @@ from engine.session import Session
 from engine.threads import limited
 from tuning import budget, queryless
 from tuning.recipe import Recipe
-from tuning.run import begin, fitted, problem_of, prompt_of, task_of
+from tuning.resolve import prompt_of
+from tuning.run import begin, fitted, problem_of, task_of
 
 TIMED = 16
 """Images that a local box is timed on."""
@@ -53,8 +54,8 @@ def plan(recipe: Recipe) -> dict[str, Any]:
             seconds = _seconds(serial, task, evaluations, max(1, recipe.workers))
         if method is not None and budget.is_small(recipe):
             session = Session(serial, Ledger(images=len(task.train), budget=recipe.budget), task.splits)
-            method = fitted(method, prompt_of(recipe, method), session.spec)
-            note = budget.word(recipe, begin(budget.ample(recipe), method, session), session)
+            sample = begin(budget.ample(recipe), fitted(method, prompt_of(recipe, method), session.spec), session)
+            note = budget.word(recipe, sample, session)
     return {
         "task": recipe.task,
         "box": recipe.box,
@@ -76,14 +77,14 @@ def plan(recipe: Recipe) -> dict[str, Any]:
 def _seconds(serial: Serial, task: Task, evaluations: float, workers: int) -> dict[str, float | None]:
     """Expected seconds: to encode the training and validation images, to search, and of the final test read."""
     thetas = np.zeros((serial.chunk, serial.describe()[1]), np.float32)
-    problem, few = serial.problem, serial.problem.spec.splits
-    problem.box.stage(few["val"].source)  # first calls are not part of the rate
-    image = _timed(lambda: problem.box.stage(few["train"].source)) / len(few["train"])
+    problem = serial.problem
+    problem.stage("val")  # first calls are not part of the rate
+    image = _timed(lambda: problem.stage("train")) / len(problem.spec.splits["train"])
     serial.evaluate(thetas)
     candidate = _timed(lambda: serial.evaluate(thetas), 3) / len(thetas)
     moving = bool(problem.prompt.decode(thetas[:1]).needs() & {"pixels", "tokens"})
     # Where a prompt moves images, each image is encoded again; else the text tower takes nearly all of the time.
-    each = candidate / len(few["train"]) if moving else 0.0
+    each = candidate / len(problem.spec.splits["train"]) if moving else 0.0
     whole = each * len(task.train) if moving else candidate
     return {
         "encoding_seconds": round(image * (len(task.train) + len(task.val)), 1),  # each worker encodes for itself

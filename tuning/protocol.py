@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import typing
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from engine import search
-from engine.errors import RecipeError, nearest
-from tuning import queryless
+from engine.errors import RecipeError, nearest, shown
+from engine.settings import LONGEST_URI, Count, Positive, Seed, Steps, check, typed
+from tuning import queryless, settings_text
 from tuning.recipe import make_recipe
 from tuning.spaces import Space, applied, crossed, in_words, split_spaces
 from tuning.trials import Trial
@@ -34,11 +36,11 @@ class Comparison:
     """Names, or mappings of a name and options."""
     boxes: tuple[str, ...] = ("mini:resnet",)
     """Box URIs."""
-    seeds: tuple[int, ...] = (1, 2, 3)
+    seeds: tuple[Seed, ...] = (1, 2, 3)
     """A run each; the seed also draws the few-shot sample."""
-    shots: tuple[int, ...] = (16,)
+    shots: tuple[Steps, ...] = (16,)
     """Training images a class."""
-    budget: float = 1000
+    budget: Positive = 1000
     """Evaluations of each run."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """Further settings of every run (docs/recipe.md); search spaces may stand for values."""
@@ -46,13 +48,13 @@ class Comparison:
     """Tune on the base half of the classes, test on both halves."""
     shift: tuple[str, ...] = ()
     """Tasks that every tuned prompt is tested on besides its own."""
-    samples: int = 8
+    samples: Count = 8
     """Combinations that a search tries where settings are to be chosen on validation."""
     searcher: str = "random"
     """How a search draws them: random (stratified), nevergrad, optuna."""
     asha: bool = False
     """Stop a search's hopeless runs early (successive halving on validation loss over evaluations)."""
-    search_seed: int = 0
+    search_seed: Seed = 0
     """Seed of a search's runs and few-shot sample: none of `seeds`, so that no choice is made on what is reported."""
     data: str = ""
     """Folder that `{data}` in tasks stands for."""
@@ -64,16 +66,18 @@ class Comparison:
     """Of the report."""
 
     def __post_init__(self) -> None:
+        check(self)
         for name in ("tasks", "methods", "boxes", "seeds", "shots"):
             if not getattr(self, name):
                 raise RecipeError(f"{name} is empty; a comparison has at least one")
             if len({json.dumps(item) for item in getattr(self, name)}) < len(getattr(self, name)):
-                raise RecipeError(f"{name}={getattr(self, name)} names something twice")
+                raise RecipeError(f"{name}={shown(getattr(self, name))} names something twice")
         if self.searcher not in SEARCHERS:
             hint = nearest(self.searcher, SEARCHERS)
-            raise RecipeError(f"searcher={self.searcher!r}{hint}; allowed are {', '.join(SEARCHERS)}")
-        if self.samples < 1:
-            raise RecipeError(f"samples={self.samples} must be at least 1")
+            raise RecipeError(f"searcher={shown(self.searcher)}{hint}; allowed are {', '.join(SEARCHERS)}")
+        for task, value in typed(self.gate.get("zero_shot") or {}, Mapping, "gate.zero_shot").items():
+            typed(value, float, f"gate.zero_shot.{task}")
+        typed(self.gate.get("tolerance", 0.0), float, "gate.tolerance")
         for name in ("task", "box", "method", "seed", "shots", "budget", "half", "options", "workers"):
             if name in self.recipe and (name != "method" or not isinstance(self.recipe[name], Mapping)):
                 why = {"workers": "trials run in their own process: say --parallel for how many at once",
@@ -118,17 +122,12 @@ def make_comparison(
     Keys that are no settings of a comparison are settings of every run: `prompt.tokens=8`, `method.k={grid: [2, 4]}`.
     Raises RecipeError for what is unknown or of the wrong type.
     """
-    import yaml
-
-    known = {f.name: f for f in fields(Comparison)}
+    known = typing.get_type_hints(Comparison)
     merged: dict[str, Any] = {}
-    common: dict[str, Any] = dict(settings.get("recipe") or {})
+    common = dict(typed(settings.get("recipe") or {}, Mapping, "recipe"))
     words = []
     for word in overrides:
-        key, equals, text = word.partition("=")
-        if not equals or not key:
-            raise RecipeError(f"{word!r} is not key=value; for example budget=500 or method.k={{grid: [2, 4]}}")
-        words.append((key, yaml.safe_load(text)))
+        words.append(settings_text.override(word, "budget=500 or method.k={grid: [2, 4]}"))
     for key, value in [*settings.items(), *words, *(flags or {}).items()]:
         if key == "recipe":
             continue
@@ -136,33 +135,24 @@ def make_comparison(
             merged[key] = value
         else:
             common[key] = value
-    for key, value in merged.items():
-        merged[key] = _typed(key, value, getattr(Comparison, key, ()), known[key].type)
+    merged = {key: _typed(value, known[key], key) for key, value in merged.items()}
     nested: dict[str, Any] = {}
     for key, value in common.items():
         nested = applied(nested, {key: value}) if "." in key else {**nested, key: value}
     return Comparison(**merged, recipe=nested)
 
 
-def _typed(key: str, value: Any, default: Any, kind: Any) -> Any:
-    if str(kind).startswith("tuple"):
-        items = list(value) if isinstance(value, (list, tuple)) else [value]
-        want = int if "int" in str(kind) else str if "str" in str(kind) and "Mapping" not in str(kind) else object
-        if any(not isinstance(item, want) or isinstance(item, bool) for item in items):
-            hint = "; quote what ends in a colon" if any(isinstance(item, dict) for item in items) else ""
-            raise RecipeError(f"{key}={value!r} must be a list of {want.__name__}{hint}")
-        return tuple(items)
-    if str(kind).startswith("Mapping"):
-        if not isinstance(value, Mapping):
-            raise RecipeError(f"{key}={value!r} must be a mapping")
-        return dict(value)
-    if isinstance(default, float | int) and not isinstance(default, bool):
-        if isinstance(value, bool) or not isinstance(value, float | int):
-            raise RecipeError(f"{key}={value!r} must be a number")
-        return value
-    if not isinstance(value, type(default)):
-        raise RecipeError(f"{key}={value!r} must be {type(default).__name__}")
-    return value
+def _typed(value: Any, kind: Any, key: str) -> Any:
+    """The value as its field's type; where that is a tuple, one item may stand for itself."""
+    if typing.get_origin(kind) is not tuple:
+        return typed(value, kind, key, LONGEST_URI)
+    items = value if isinstance(value, (list, tuple)) else [value]
+    each = typing.get_args(kind)[0]
+    try:
+        return tuple(typed(item, each, key, LONGEST_URI) for item in items)
+    except RecipeError:
+        hint = "; quote what ends in a colon" if any(isinstance(item, dict) for item in items) else ""
+        raise RecipeError(f"{key}={shown(value)} must be a list of {each.__name__}{hint}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -181,10 +171,11 @@ class Arm:
 
 def arms_of(comparison: Comparison) -> list[Arm]:
     """The methods, each with every combination of its grids. Raises RecipeError for an option that nobody has."""
-    entries = [{"name": entry} if isinstance(entry, str) else dict(entry) for entry in comparison.methods]
+    entries = [{"name": entry} if isinstance(entry, str) else entry for entry in comparison.methods]
     for entry in entries:
-        if not isinstance(entry.get("name"), str):
-            raise RecipeError(f"methods: {entry} has no name; give `name: momentum` with its options beside it")
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
+            raise RecipeError(f"methods: {shown(entry)} has no name; give `name: momentum` with its options beside it")
+    entries = [dict(entry) for entry in entries]
     names = [entry["name"] for entry in entries]
     common, common_spaces = split_spaces(comparison.recipe)
     for_all = {**common.pop("method", {}), **_below("method", common_spaces)}
@@ -203,10 +194,10 @@ def arms_of(comparison: Comparison) -> list[Arm]:
             every.update({path: space for path, space in common_spaces.items() if not path.startswith("method.")})
         searched = {path: space for path, space in every.items() if space.kind != "grid"}
         for combination in crossed({path: space for path, space in every.items() if space.kind == "grid"}):
-            shown = {**(fixed if twice else {}), **combination}
+            named = {**(fixed if twice else {}), **combination}
             arms.append(
                 Arm(
-                    label=f"{name} {in_words(shown)}".strip(),
+                    label=f"{name} {in_words(named)}".strip(),
                     method=name,
                     settings=applied({**common, "method": {"name": name, **fixed}}, combination),
                     config=combination,

@@ -7,14 +7,32 @@ Knows nothing of what the settings do.
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from engine.errors import RecipeError, nearest
+from engine.errors import RecipeError, nearest, shown
+from engine.settings import (
+    HUGE,
+    LONGEST_NAME,
+    LONGEST_URI,
+    MANY,
+    Count,
+    Positive,
+    Range,
+    Seed,
+    Steps,
+    Weight,
+    check,
+    typed,
+)
+from tuning import settings_text
+
+HALVES = ("all", "base", "new")
+URIS = ("task", "box", "start")
+"""Settings that may hold a path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,36 +41,48 @@ class PromptRecipe:
 
     name: str = "text"
     """Kind of prompt (`keyhole list prompts`)."""
-    tokens: int | None = None
+    tokens: Annotated[int, Range(1, 1000)] | None = None
     """Context tokens M; null: as the method likes, else as many as the template has."""
-    per_class: bool | int | None = None
+    per_class: bool | Steps | None = None
     """Whether every class has a text context of its own (CoOp's class-specific contexts); a number: where there are no
     more classes than that; null: as the method likes, else one for all."""
     subspace: str | None = None
     """`full`, `random:D` (a number, or a share such as 1/4), of text also `vocabulary:K`, `low-rank:RANK`; null: as the
     method likes, else full."""
-    width: int | None = None
+    width: Count | None = None
     """Border of a pixel frame in pixels; None: 30/224 of the image's side."""
-    grid: int | None = None
+    grid: Annotated[int, Range(2, MANY)] | None = None
     """Knots along a pixel frame's side, interpolated between; None: every pixel by itself."""
+
+    def __post_init__(self) -> None:
+        check(self, "prompt.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolRecipe:
     """Where candidates are evaluated."""
 
-    chunk: int = 2
+    chunk: Count = 2
     """Candidates evaluated together. Part of what "the same bits" means."""
-    cpus: float = 1
+    cpus: Annotated[float, Range(0.0, 1e4)] = 1
     """CPUs a worker."""
-    gpus: float = 0
+    gpus: Annotated[float, Range(0.0, 1e4)] = 0
     """GPUs a worker; fractions share one."""
-    threads: int | None = 1
+    threads: Annotated[int, Range(1, 1024)] | None = 1
     """Threads of a worker, and of this process for workers=0; null: leave it to the library."""
-    timeout_s: float = 600
+    timeout_s: Annotated[float, Range(1e-3, HUGE)] = 600
     """Time limit of one chunk, after which its worker is replaced."""
     mixed: bool = False
     """Accept workers that differ in device, builds or canary."""
+
+    def __post_init__(self) -> None:
+        check(self, "pool.")
+        for name in ("cpus", "gpus"):
+            value = getattr(self, name)
+            if value != round(value, 4) or (name == "gpus" and value > 1 and value % 1):
+                raise RecipeError(
+                    f"pool.{name}={value}: Ray counts in steps of 0.0001, and more GPUs than one in whole ones"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,47 +104,36 @@ class Recipe:
     """Head joined to the prompt method, trained on the answers already paid for (`keyhole list methods`: head:NAME)."""
     objective: str = "auto"
     """Loss that is searched; auto: cross-entropy, or the error rate where a box gives only labels."""
-    shots: int = 16
+    shots: Steps = 16
     """Training images a class; validation has min(shots, 4)."""
-    seed: int = 1
+    seed: Seed = 1
     """Sets every random draw."""
-    data_seed: int | None = None
+    data_seed: Seed | None = None
     """Overrides the seed of the few-shot sample alone."""
     half: str = "all"
     """Classes: all, base (the first half) or new (the second)."""
-    test_images: int | None = None
+    test_images: Steps | None = None
     """Images of the test split that are read, drawn by `data_seed`; null, or more than there are: all."""
-    budget: float = 1000
+    budget: Positive = 1000
     """Evaluations: one is one candidate on all training images."""
-    batch: int | None = None
+    batch: Steps | None = None
     """Most candidates a round; null: as the method likes."""
-    rows: int | None = None
+    rows: Steps | None = None
     """Images a round; null: the whole few-shot set."""
-    looks: int = 20
+    looks: Count = 20
     """How often the validation split is read to select what is kept."""
-    workers: int = 0
+    workers: Annotated[int, Range(0, 1000)] = 0
     """Ray actors; 0: in this process, without Ray."""
     device: str = "cpu"
     """`cpu` or `cuda`."""
     pool: PoolRecipe = PoolRecipe()
-    checkpoint_s: float = 5
+    checkpoint_s: Weight = 5
     """Seconds between checkpoints, or more where writing one takes over a twentieth of that."""
 
     def __post_init__(self) -> None:
-        for name in ("shots", "looks", "seed"):
-            if getattr(self, name) < (0 if name == "seed" else 1):
-                raise RecipeError(f"{name}={getattr(self, name)} must be at least {0 if name == 'seed' else 1}")
-        if not self.budget > 0:
-            raise RecipeError(f"budget={self.budget} must be a positive number of evaluations")
-        if self.workers < 0:
-            raise RecipeError(f"workers={self.workers} must be 0 (in this process) or the number of Ray actors")
-        if self.half not in ("all", "base", "new"):
-            raise RecipeError(f"half={self.half!r} must be all, base or new")
-        for name in ("batch", "rows"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise RecipeError(f"{name}={getattr(self, name)} must be at least 1, or null")
-        if self.pool.chunk < 1:
-            raise RecipeError(f"pool.chunk={self.pool.chunk} must be at least 1")
+        check(self)
+        if self.half not in HALVES:
+            raise RecipeError(f"half={shown(self.half)} must be {', '.join(HALVES[:-1])} or {HALVES[-1]}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested values, as `recipe.yaml` holds them; `make_recipe` reads them back."""
@@ -125,20 +144,8 @@ class Recipe:
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
-    """The settings of a YAML file. Raises RecipeError for a file that is missing or is no mapping."""
-    import yaml
-
-    try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {path} is not YAML: {error}") from error
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict):
-        raise RecipeError(f"recipe {path} holds a {type(settings).__name__}, not `key: value` lines")
-    return settings
+    """The settings of a YAML file (tuning/settings_text.py). Raises RecipeError for one that cannot be read."""
+    return settings_text.read(path)
 
 
 def make_recipe(
@@ -152,30 +159,17 @@ def make_recipe(
     merged: dict[str, Any] = {}
     for key, value in settings.items():
         _set(merged, str(key).split("."), value, str(key))
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise RecipeError(f"{override!r} is not key=value; for example budget=500 or method.radius=0.1")
-        _set(merged, key.split("."), _scalar(text, override), key)
+    for word in overrides:
+        key, value = settings_text.override(word, "budget=500 or method.radius=0.1")
+        _set(merged, key.split("."), value, key)
     for key, value in (flags or {}).items():
         _set(merged, [key], value, key)
     method = merged.get("method")
     if isinstance(method, dict):
         options = {key: value for key, value in method.items() if key != "name"}
         merged["method"] = method.get("name", Recipe.method)
-        merged["options"] = {**merged.get("options", {}), **options}
+        merged["options"] = {**typed(merged.get("options", {}), Mapping, "options"), **options}
     return _build(Recipe, merged, "")
-
-
-def _scalar(text: str, override: str) -> Any:
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{override!r}: the value is not YAML ({error})") from error
-    # `task=toy:` is a name that ends in a colon, not a mapping.
-    return text if isinstance(value, dict) and not text.lstrip().startswith("{") else value
 
 
 def _set(target: dict[str, Any], path: list[str], value: Any, key: str) -> None:
@@ -204,31 +198,17 @@ def _build(kind: type, settings: Mapping[str, Any], where: str) -> Any:
     known = {f.name for f in dataclasses.fields(kind)}
     for key in settings:
         if key not in known or (kind is Recipe and key == "options" and "method" not in settings):
-            raise RecipeError(f"unknown recipe key {where + str(key)!r}{nearest(str(key), known - {'options'})}")
-    values = {key: _check(hints[key], value, where + key) for key, value in settings.items()}
-    return kind(**values)
+            hint = nearest(str(key), known - {"options"})
+            raise RecipeError(f"unknown recipe key {shown(where + str(key))}{hint}")
+    return kind(**{key: _value(value, hints[key], where + key) for key, value in settings.items()})
 
 
-def _check(hint: Any, value: Any, key: str) -> Any:
-    """The value as its field's type; only int -> float is converted, all else that differs is an error."""
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if isinstance(value, hint):
-            return value
-        if isinstance(value, str) and "name" in {f.name for f in dataclasses.fields(hint)}:
-            value = {"name": value}
-        if not isinstance(value, Mapping):
-            raise RecipeError(f"{key}={value!r} must be a mapping of settings")
-        return _build(hint, value, key + ".")
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if typing.get_origin(hint) is not None and not isinstance(hint, types.UnionType):
-        allowed = (Mapping,)
-    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, bool) and bool not in allowed:
-        allowed = ()
-    if allowed and isinstance(value, tuple(allowed)):
-        return value
-    names = " or ".join(
-        "null" if a is type(None) else a.__name__ for a in typing.get_args(hint) or (hint,) if isinstance(a, type)
-    )
-    raise RecipeError(f"{key}={value!r} is a {type(value).__name__}; it must be {names or 'a mapping'}")
+def _value(value: Any, kind: Any, key: str) -> Any:
+    """The value as its field's type."""
+    if not dataclasses.is_dataclass(kind) or isinstance(value, kind):
+        return typed(value, kind, key, LONGEST_URI if key in URIS else LONGEST_NAME)
+    if isinstance(value, str) and "name" in {f.name for f in dataclasses.fields(kind)}:
+        value = {"name": value}
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"{key}={shown(value)} must be a mapping of settings")
+    return _build(kind, value, key + ".")

@@ -12,11 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from engine.errors import ArtifactError, KeyholeError
 from engine.files import write_text
-from tuning import curves, page, provenance
+from tuning import curves, page, provenance, settings_text
 from tuning.folder import HISTORY, RECIPE, RESULT
 from tuning.headline import headline
 from tuning.protocol import Comparison, make_comparison, trials_of
@@ -54,10 +52,9 @@ def remake(out: str | Path) -> dict[str, Any]:
 
 def settings_of(out: Path) -> Comparison:
     """The comparison's settings."""
-    try:
-        return make_comparison(yaml.safe_load((out / "compare.yaml").read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ArtifactError(f"{out} holds no compare.yaml: name the folder of a `keyhole compare`") from error
+    if not (out / "compare.yaml").is_file():
+        raise ArtifactError(f"{out} holds no compare.yaml: name the folder of a `keyhole compare`")
+    return make_comparison(settings_text.read(out / "compare.yaml", "comparison"))
 
 
 def text(out: str | Path, summary: Mapping[str, Any]) -> str:

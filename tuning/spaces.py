@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.errors import RecipeError
+from engine.errors import RecipeError, shown
 from engine.noise import Purpose, rng
+from engine.settings import MANY
 
 KINDS = ("grid", "choice", "loguniform", "uniform")
 
@@ -64,21 +65,29 @@ def split_spaces(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 def _space(key: str, kind: str, values: Any) -> Space:
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-        raise RecipeError(f"{key}: {kind}={values!r} must be a list that is not empty, as {{{kind}: [0.05, 0.1]}}")
+        raise RecipeError(f"{key}: {kind}={shown(values)} must be a list that is not empty, as {{{kind}: [0.05, 0.1]}}")
     if kind in ("loguniform", "uniform"):
         # YAML reads 1e-3 as text: it wants 1.0e-3. What is meant is plain.
         try:
             low, high = (float(value) for value in values)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             low = high = math.nan
-        if not low < high or (kind == "loguniform" and low <= 0):
-            raise RecipeError(f"{key}: {kind}={list(values)} must be [low, high]{' above 0' * (kind != 'uniform')}")
+        if not -math.inf < low < high < math.inf or (kind == "loguniform" and low <= 0):
+            raise RecipeError(
+                f"{key}: {kind}={shown(list(values))} must be [low, high]{' above 0' * (kind != 'uniform')}"
+            )
         return Space(kind, (low, high))
     return Space(kind, tuple(values))
 
 
 def crossed(spaces: Mapping[str, Space]) -> list[dict[str, Any]]:
-    """Every combination of the values of grids and choices, in order; one empty combination of no spaces."""
+    """Every combination of the values of grids and choices, in order; one empty combination of no spaces.
+
+    Raises RecipeError for more of them than anybody would run.
+    """
+    count = math.prod(len(space.values) for space in spaces.values())
+    if count > MANY:
+        raise RecipeError(f"{', '.join(spaces)}: {count} combinations; compare {MANY} or fewer")
     return [
         dict(zip(spaces, values, strict=True))
         for values in itertools.product(*(space.values for space in spaces.values()))

@@ -13,7 +13,7 @@ import numpy as np
 from engine import parsing
 from engine.boxes.imperfect import OPTIONS, open_imperfect, take_options
 from engine.core import GIVES, BlackBox, Outputs
-from engine.errors import RecipeError, TaskError, nearest
+from engine.errors import RecipeError, TaskError, nearest, shown
 from engine.threads import limited
 
 SCHEMES: dict[str, str] = {
@@ -92,6 +92,7 @@ def open_box(
 
         # cuDNN's default is TF32, whose error is larger than what a probe changes.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    _check_device(device, torch=scheme not in WITHOUT_TORCH)
     opener = getattr(importlib.import_module(module), function)
 
     def opened(gives: frozenset[str] | None) -> BlackBox:
@@ -99,6 +100,18 @@ def open_box(
 
     with limited(threads):
         return opened(gives) if wrong is None else open_imperfect(uri, wrong, gives, opened)
+
+
+def _check_device(device: str, *, torch: bool) -> None:
+    """Raise RecipeError, with the devices that there are, where this is none of them."""
+    there = ["cpu"]
+    if torch:
+        from torch import cuda
+
+        there += [f"cuda:{number}" for number in range(cuda.device_count())]
+    if device not in there and not (device == "cuda" and len(there) > 1):
+        seen = "" if len(there) > 1 or not torch else " (torch sees no GPU)"
+        raise RecipeError(f"device={shown(device)} is not there: this process has {', '.join(there)}{seen}")
 
 
 def _narrowed(uri: str, value: str | None) -> frozenset[str] | None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import types
+import inspect
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 from engine.core import Method
-from engine.errors import RecipeError, nearest
+from engine.errors import RecipeError, nearest, shown
+from engine.settings import typed
 
 METHODS: dict[str, str] = {
     "sketch": "engine.search.sketch:Sketch",
@@ -52,24 +53,38 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
     else:
         hint = nearest(name, [*METHODS, f"{FAMILY}:CMA"])
         raise RecipeError(
-            f"method {name!r} is unknown{hint}; there are {', '.join(METHODS)}, nevergrad:NAME and package.module:Class"
+            f"method {shown(name)} is unknown{hint}; there are {', '.join(METHODS)}, nevergrad:NAME and "
+            "package.module:Class"
         )
     kind: Any = _resolve(name, path)
     if not isinstance(kind, type):
         raise RecipeError(f"method {name!r} is {kind!r}, not a class; give package.module:Class")
     given = dict(options or {})
-    if not hasattr(kind, "__dataclass_fields__"):
+    if not dataclasses.is_dataclass(kind):
         if given:
-            raise RecipeError(f"method {name!r} takes no options, as it is not a dataclass; got {', '.join(given)}")
-        return typing.cast(Method, kind())
+            raise RecipeError(f"method {name!r} takes no options, as it is not a dataclass; got {shown(list(given))}")
+        return _made(name, kind, {})
     hints = typing.get_type_hints(kind)
     fields = {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init and f.name not in fixed}
     for key, value in given.items():
         if key not in fields:
             known = ", ".join(fields) or "none"
-            raise RecipeError(f"method {name!r} has no option {key!r}{nearest(key, fields)}; its options are {known}")
-        given[key] = _checked(f"method {name!r}: {key}", value, fields[key])
-    return typing.cast(Method, kind(**fixed, **given))
+            raise RecipeError(
+                f"method {name!r} has no option {shown(key)}{nearest(str(key), fields)}; its options are {known}"
+            )
+        given[key] = typed(value, fields[key], f"method.{key}")
+    return _made(name, kind, {**fixed, **given})
+
+
+def _made(name: str, kind: type, settings: Mapping[str, Any]) -> Method:
+    try:
+        inspect.signature(kind).bind(**settings)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"method {name!r} cannot be made: {error}; give its options as method.NAME=value") from None
+    made = kind(**settings)
+    if not isinstance(made, Method):
+        raise RecipeError(f"method {name!r} is no search method: it needs `needs` and `start` (docs/methods.md)")
+    return made
 
 
 def fit(method: Method, *, sigma: float | None = None, parts: int | None = None) -> Method:
@@ -126,23 +141,8 @@ def _resolve(name: str, path: str) -> Any:
     module, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise RecipeError(
-            f"method {name!r} cannot be loaded: {error}; give a name of `keyhole list methods` or package.module:Class"
+            f"method {shown(name)} cannot be loaded: {error}; give a name of `keyhole list methods` or "
+            "package.module:Class"
         ) from error
-
-
-def _checked(what: str, value: Any, kind: Any) -> Any:
-    """The value as its field's type. Whole numbers pass for floats; nothing else is converted."""
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if value is None and type(None) in options:
-        return None
-    for each in options:
-        if each is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(each, type) and isinstance(value, each) and isinstance(value, bool) == (each is bool):
-            return value
-        if not isinstance(each, type):
-            return value
-    names = " or ".join("nothing" if each is type(None) else each.__name__ for each in options)
-    raise RecipeError(f"{what}={value!r} is of type {type(value).__name__}; it must be {names}")

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from engine.checkpoint import Like, arrays_like, whole_number
 from engine.core import Array, Feedback, Needs
-from engine.errors import ArtifactError, RecipeError, RefusedError
+from engine.errors import ArtifactError, RefusedError
 from engine.score_heads import HIDDEN, RATE, Adapter, log_probabilities
-from engine.search.sharpness import check_population, full_cma, worst_last
+from engine.search.sharpness import full_cma, worst_last
+from engine.settings import MANY, Count, Population, Positive, Range, Weight, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +32,15 @@ class Craft:
     of the dimensions, as 512 are of four tokens.
     """
 
-    popsize: int = 40
-    sigma: float = 0.4
+    popsize: Population = 40
+    sigma: Positive = 0.4
     """Initial standard deviation, in units of theta; the paper sets it by data set."""
-    weight: float = 1.0
+    weight: Weight = 1.0
     """Of the KL term; the paper's is by data set."""
-    hidden: int = HIDDEN
-    rate: float = RATE
+    hidden: Count = HIDDEN
+    rate: Weight = RATE
     """Of Adam on the adapter."""
-    steps: int = 5
+    steps: Annotated[int, Range(0, MANY)] = 5
     """Of Adam, a generation: one epoch of the paper's mini-batches at 160 images. 0: no adapter, as in BBT."""
 
     needs = Needs(table=True)
@@ -47,12 +48,7 @@ class Craft:
     head = "score-adapter"
 
     def __post_init__(self) -> None:
-        check_population(self.popsize, self.sigma)
-        if self.hidden < 1 or self.steps < 0 or min(self.rate, self.weight) < 0:
-            raise RecipeError(
-                f"hidden={self.hidden}, steps={self.steps}, rate={self.rate}, weight={self.weight}: an adapter has a "
-                "hidden unit or more, and none of the others is negative"
-            )
+        check(self)
 
     def start(self, dim: int, budget: float, seed: int) -> CraftSearch:
         return CraftSearch(self, dim, seed)

@@ -22,6 +22,7 @@ from engine.errors import RecipeError, nearest
 from engine.search.estimators import Estimator, OneSided, Pairs
 from engine.search.updates import Momentum as NormalisedMomentum
 from engine.search.updates import Normalise, Schedule, Update, chain
+from engine.settings import Count, Positive, ShareBelowOne, check
 
 LOSSES = frozenset({"topk", "scores", "features"})
 """What a method can live on that takes differences of losses: the error rate of labels is flat nearly everywhere."""
@@ -212,13 +213,13 @@ class Momentum:
     averaging; a normalised step with cosine decay needs no step size search. Antithetic pairs are for noisy answers.
     """
 
-    k: int = 2
+    k: Count = 2
     """Probes a step."""
-    h: float = 0.03
+    h: Positive = 0.03
     """Root mean square of a probe's entries, in units of theta (the standard deviation of a token embedding)."""
-    radius: float = 0.3
+    radius: Positive = 0.3
     """Root mean square of the first step's entries, in units of theta."""
-    beta: float = 0.9
+    beta: ShareBelowOne = 0.9
     decay: str = "cosine"
     """Shape of the radius: cosine, constant or power."""
     directions: str = "orthonormal"
@@ -230,11 +231,10 @@ class Momentum:
     needs = Needs(gives=LOSSES)
 
     def __post_init__(self) -> None:
+        check(self)
         if self.pairs not in ("auto", "never", "always"):
             hint = nearest(self.pairs, ("auto", "never", "always"))
             raise RecipeError(f"pairs={self.pairs!r} is unknown{hint}; give 'auto', 'never' or 'always'")
-        if not self.radius > 0:
-            raise RecipeError(f"radius={self.radius} is no step; give a positive number in units of theta")
         self._descent(1)
 
     def start(self, dim: int, budget: float, seed: int) -> DescentSearch:

@@ -22,6 +22,7 @@ from engine import noise
 from engine.core import Array, Feedback, Needs
 from engine.errors import RecipeError, nearest
 from engine.search.replay import replay
+from engine.settings import Count, Positive, check
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,9 @@ class Nevergrad:
     """
 
     name: str
-    sigma: float = 1.0
+    sigma: Positive = 1.0
     """Initial standard deviation of the search, in units of theta. Of 0.1, 0.3, 1 and 2, the best for DiagonalCMA."""
-    batch: int = 20
+    batch: Count = 20
     recommend: str = "best"
 
     needs = Needs(gives=frozenset({"labels", "topk", "scores", "features"}))
@@ -61,10 +62,7 @@ class Nevergrad:
                 f"nevergrad:{self.name} is not an optimizer of Nevergrad {ng.__version__}{hint}; "
                 "CMA, DiagonalCMA, OnePlusOne, PSO, DE, TBPSA and NGOpt are, among others"
             )
-        if not (self.sigma > 0 and math.isfinite(self.sigma)):
-            raise RecipeError(f"sigma={self.sigma} is no initial scale; give a positive number in units of theta")
-        if self.batch < 1:
-            raise RecipeError(f"batch={self.batch} candidates at once; give at least 1")
+        check(self)
         if self.recommend not in ("best", "optimizer"):
             raise RecipeError(f"recommend={self.recommend!r} is unknown; give 'best' or 'optimizer'")
 

@@ -19,6 +19,7 @@ from engine.errors import RecipeError, nearest
 from engine.search.descent import LOSSES, Descent, DescentSearch
 from engine.search.estimators import OneSided, Spsa
 from engine.search.updates import Adam, ClipByNorm, LookAhead, Momentum, Schedule, Update, chain
+from engine.settings import Count, Exponent, Positive, PositiveOrZero, ShareBelowOne, Weight, check
 
 CBBT_STEPS = 750
 """Steps of CBBT's shortest published run (EuroSAT)."""
@@ -36,31 +37,30 @@ class Cbbt:
     2023, arXiv 2312.15901:  g = (kappa / q) sum_j [(f(w + eps u_j) - f(w)) / eps] u_j,  |u_j| = 1;  |g| clipped to 5.
     """
 
-    q: int | None = None
+    q: Count | None = None
     """Directions a step, all on one baseline: q + 1 evaluations. The paper's 256 spend a budget of 1000 on four steps;
     None, our correction: as many as leave 750 steps, at least 4 and at most 256."""
-    eps: float = 0.0
+    eps: PositiveOrZero = 0.0
     """Length of a probe in raw units; 0: max(1 / d, 1e-3), as published."""
-    lr: float | None = None
+    lr: Positive | None = None
     """None: 2e-3 of `adam`, the repository's; 0.1 of `momentum`, ours, as no source tells it."""
-    clip: float = 5.0
+    clip: Positive = 5.0
     rule: str = "momentum"
     """`momentum`: history momentum, as the paper tells it (an average of past gradients, beta 0.9, our reading: its
     code has none). `adam`: the repository's Adam with coupled weight decay, here towards the template."""
-    beta: float = 0.9
-    weight_decay: float = 5e-4
+    beta: ShareBelowOne = 0.9
+    weight_decay: Weight = 5e-4
     """Of `adam` alone."""
     kappa: str = "d"
     """`d`: the unbiased factor. `1/eps`: the repository's, which is too small by 1000 / d beyond d = 1000."""
-    unit: float | None = None
+    unit: Positive | None = None
 
     needs = Needs(gives=LOSSES)
 
     def __post_init__(self) -> None:
+        check(self)
         _choice("rule", self.rule, ("momentum", "adam"))
         _choice("kappa", self.kappa, ("d", "1/eps"))
-        if self.eps < 0:
-            raise RecipeError(f"eps={self.eps} is no probe length; give a positive number, or 0 for max(1 / d, 1e-3)")
         self._descent(1, 1)
 
     def start(self, dim: int, budget: float, seed: int) -> DescentSearch:
@@ -94,21 +94,22 @@ class SpsaGc:
     the step.
     """
 
-    k: int = 5
+    k: Count = 5
     """Pairs a step: 2k evaluations."""
-    c: float = 0.01
-    a: float = 0.01
-    o: float = 1.0
-    alpha: float = 0.4
-    gamma: float = 0.1
-    beta: float = 0.9
-    horizon: float | None = None
+    c: Positive = 0.01
+    a: Positive = 0.01
+    o: Weight = 1.0
+    alpha: Exponent = 0.4
+    gamma: Exponent = 0.1
+    beta: ShareBelowOne = 0.9
+    horizon: Positive | None = None
     """Steps over which a and c decay; None: those of the run, t as the paper counts it (its runs have 5000 or more)."""
-    unit: float | None = None
+    unit: Positive | None = None
 
     needs = Needs(gives=LOSSES)
 
     def __post_init__(self) -> None:
+        check(self)
         self._descent(1)
 
     def start(self, dim: int, budget: float, seed: int) -> DescentSearch:
@@ -139,18 +140,19 @@ class Bar:
     units of theta whatever the prompt: `unit` is 1.
     """
 
-    q: int = 5
-    beta: float = 0.01
+    q: Count = 5
+    beta: Positive = 0.01
     """Length of a probe in raw units."""
-    lr: float = 10.0
-    lr_end: float = 0.1
-    unit: float = 1.0
+    lr: Positive = 10.0
+    lr_end: Positive = 0.1
+    unit: Positive = 1.0
 
     needs = Needs(gives=LOSSES)
 
     def __post_init__(self) -> None:
-        if not self.lr >= self.lr_end > 0:
-            raise RecipeError(f"lr={self.lr} and lr_end={self.lr_end}: give lr >= lr_end > 0")
+        check(self)
+        if self.lr < self.lr_end:
+            raise RecipeError(f"lr={self.lr} and lr_end={self.lr_end}: give lr >= lr_end")
         self._descent(1)
 
     def start(self, dim: int, budget: float, seed: int) -> DescentSearch:
@@ -176,22 +178,23 @@ class Zip:
     told otherwise.
     """
 
-    k: int = 5
-    c: float = 0.01
-    a: float = 0.01
-    o: float = 1.0
-    alpha: float = 0.4
-    gamma: float = 0.1
-    clip: float = 0.0
+    k: Count = 5
+    c: Positive = 0.01
+    a: Positive = 0.01
+    o: Weight = 1.0
+    alpha: Exponent = 0.4
+    gamma: Exponent = 0.1
+    clip: PositiveOrZero = 0.0
     """Threshold on |g|; 0: sqrt(d)."""
-    horizon: float | None = None
+    horizon: Positive | None = None
     """Steps over which a and c decay; None: those of the run (the paper's have 500)."""
-    unit: float | None = None
+    unit: Positive | None = None
 
     needs = Needs(gives=LOSSES)
     subspace = "low-rank:5"
 
     def __post_init__(self) -> None:
+        check(self)
         self._descent(1, 1)
 
     def start(self, dim: int, budget: float, seed: int) -> DescentSearch:

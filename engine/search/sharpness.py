@@ -20,6 +20,7 @@ from engine import noise
 from engine.core import Array, Feedback, Needs
 from engine.errors import RecipeError, nearest
 from engine.search.replay import replay
+from engine.settings import Population, Positive, ShareBelowOne, Steps, Weight, check
 
 ANSWERS = frozenset({"labels", "topk", "scores", "features"})
 """What a method can live on that only ranks its candidates."""
@@ -98,15 +99,15 @@ class BptVlm:
     projection unless told otherwise: of an eighth of the dimensions, as 500 are of its eight tokens.
     """
 
-    popsize: int = 30
-    sigma: float = 1.0
+    popsize: Population = 30
+    sigma: Positive = 1.0
     """Initial standard deviation, in units of theta."""
 
     needs = Needs(gives=ANSWERS)
     subspace = "random:1/8"
 
     def __post_init__(self) -> None:
-        check_population(self.popsize, self.sigma)
+        check(self)
 
     def start(self, dim: int, budget: float, seed: int) -> ScriptSearch:
         return ScriptSearch(lambda _: self._run(dim, seed), dim)
@@ -133,48 +134,41 @@ class SharpZo:
     the mask Om keeps the share 1 - `prune` of coordinates with the largest w^2 z(ghat^2), z standardised.
     """
 
-    popsize: int = 40
-    sigma: float = 0.4
+    popsize: Population = 40
+    sigma: Positive = 0.4
     """Initial standard deviation in raw units; the paper takes 0.1 to 1 by data set."""
-    rho: float = 0.1
+    rho: Weight = 0.1
     """Length of the step uphill in raw units."""
-    mu: float = 1e-3
+    mu: Positive = 1e-3
     """Probe size of both stages in raw units, per coordinate."""
-    switch: float = 0.5
+    switch: ShareBelowOne = 0.5
     """Share of the budget for stage 1; the paper's, counted in evaluations, is 0.43 to 0.79 by data set."""
     slope: str = "coordinates"
     """Where the direction uphill comes from. `coordinates`: the paper's 2d probes. Our corrections: `block`, d
     one-sided probes on a shared base, which tell as much for half the price; `momentum`, against the mean's last move,
     for nothing."""
-    refresh: int = 1
+    refresh: Steps = 1
     """Generations that share a coordinate gradient; the paper takes a new one for each."""
-    eta: float | None = None
+    eta: Positive | None = None
     """Step size of stage 2. The paper's is 1e-3 (0.1 on SUN and ImageNet) for 20,000 steps; None, our correction:
     1e-3 scaled up to the same number of steps, at most 0.1."""
-    prune: float = 0.5
-    prune_every: int = 200
+    prune: ShareBelowOne = 0.5
+    prune_every: Steps = 200
     """Steps of stage 2 between masks. The first comes from the last gradient of stage 1; each other costs 2d."""
     pairs: str = "sgd"
     """`sgd`: the paper's. `accumulate`: the released code's, whose gradients are summed and never cleared."""
-    unit: float | None = None
+    unit: Positive | None = None
     """One unit of theta in raw units; None: the standard deviation of the box's token embedding, 1 where unknown."""
 
     needs = Needs(gives=ANSWERS - {"labels"})
     subspace = "random:1/4"
 
     def __post_init__(self) -> None:
-        check_population(self.popsize, self.sigma)
+        check(self)
         for name, known in (("pairs", ("sgd", "accumulate")), ("slope", ("coordinates", "block", "momentum"))):
             if (given := getattr(self, name)) not in known:
                 words = " or ".join(map(repr, known))
                 raise RecipeError(f"{name}={given!r} is unknown{nearest(given, known)}; give {words}")
-        for name in ("switch", "prune"):
-            if not 0 <= getattr(self, name) < 1:
-                raise RecipeError(f"{name}={getattr(self, name)} is no share; give a number in [0, 1)")
-        if min(self.refresh, self.prune_every) < 1:
-            raise RecipeError(f"refresh={self.refresh}, prune_every={self.prune_every}: give at least 1")
-        if min(self.mu, self._unit) <= 0:
-            raise RecipeError(f"mu={self.mu}, unit={self.unit}: give positive numbers")
 
     def start(self, dim: int, budget: float, seed: int) -> ScriptSearch:
         return ScriptSearch(lambda loss: self._run(dim, budget, seed), dim)
@@ -273,10 +267,3 @@ def worst_last(losses: Array) -> list[float]:
     good = losses[np.isfinite(losses)]
     worst = float(good.max()) + 1.0 if len(good) else 1.0
     return [float(loss) for loss in np.where(np.isfinite(losses), losses, worst)]
-
-
-def check_population(popsize: int, sigma: float) -> None:
-    if popsize < 4:
-        raise RecipeError(f"popsize={popsize} is too small for CMA-ES; give at least 4")
-    if not (sigma > 0 and math.isfinite(sigma)):
-        raise RecipeError(f"sigma={sigma} is no initial scale; give a positive number")

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -38,6 +38,7 @@ from engine.core import Array, Feedback, Needs, Outputs
 from engine.errors import ArtifactError, RecipeError, RefusedError
 from engine.search.solver import Paid, Target, mean_loss, solve
 from engine.search.tables import Features, Scores, Table
+from engine.settings import Count, Positive, Range, ShareBelowOne, Steps, Weight, check
 
 Parts = dict[str, Array]
 """A table, or a stack of them, by what it holds: `scores`, or `text` and `image` features."""
@@ -59,29 +60,29 @@ class Sketch:
     Gauss-Newton on all answers at once, with a Jacobian learned from every one of them.
     """
 
-    k: int = 8
+    k: Count = 8
     """Probes a round."""
-    memory: int = 128
+    memory: Count = 128
     """Secants remembered."""
-    radii: int = 2
+    radii: Annotated[int, Range(1, 100)] = 2
     """Candidates tested at once, of different damping."""
-    spread: float = 2.5
+    spread: Annotated[float, Range(1.0, 1000.0)] = 2.5
     """Factor between the damping of neighbouring candidates."""
-    h: float = 0.02
+    h: Positive = 0.02
     """Length of a probe, as a share of the size of the whole prompt, template and theta."""
-    reach: float = 0.6
+    reach: Positive = 0.6
     """Distance, as a share of the same size, over which the map bends so that a secant says no more than the prior."""
-    caution: float = 0.05
+    caution: Positive = 0.05
     """eps: what a step pays where the Jacobian is known, as a share of what it pays where nothing is."""
-    damping: float = 0.3
+    damping: Positive = 0.3
     """First lambda."""
-    anchor: float = 0.0
+    anchor: ShareBelowOne = 0.0
     """Share of the scores at theta = 0 in the target."""
-    pull: float = 0.0
+    pull: Weight = 0.0
     """Weight of 1/2 the mean square of theta's entries in the loss: a pull to theta = 0."""
-    coupling: float = 2.0
+    coupling: Weight = 2.0
     """Weight of 1/2 the mean square of the parts' departures from their mean in the loss; nothing where G is 1."""
-    parts: int | None = None
+    parts: Steps | None = None
     """G, the equal parts of theta that each move one class alone; None: as the prompt says."""
 
     needs = Needs(gives=frozenset({"scores", "features"}), table=True)
@@ -92,21 +93,9 @@ class Sketch:
     takes the memory of the secants."""
 
     def __post_init__(self) -> None:
-        for name, least in (("k", 1), ("memory", 1), ("radii", 1)):
-            if getattr(self, name) < least:
-                raise RecipeError(f"{name}={getattr(self, name)} must be at least {least}")
-        for name in ("h", "reach", "caution", "damping"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise RecipeError(f"{name}={getattr(self, name)} must be a positive number")
+        check(self)
         if not self.spread > 1:
             raise RecipeError(f"spread={self.spread} is a factor between dampings; it must be above 1")
-        if not 0 <= self.anchor < 1:
-            raise RecipeError(f"anchor={self.anchor} is a share of the target; it must be in [0, 1)")
-        for name in ("pull", "coupling"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise RecipeError(f"{name}={getattr(self, name)} is a weight; it must be at least 0")
-        if self.parts is not None and self.parts < 1:
-            raise RecipeError(f"parts={self.parts} must be at least 1")
 
     def start(self, dim: int, budget: float, seed: int) -> SketchSearch:
         """A search over `(dim,)` vectors from theta = 0; `budget` is the number of candidates it may ask for.

@@ -9,15 +9,15 @@ Knows nothing of tokens and of boxes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from engine import noise
 from engine.checkpoint import Like, arrays_like
 from engine.core import Array, Feedback, Needs
-from engine.errors import RecipeError
 from engine.search.sharpness import ANSWERS, Script, ScriptSearch
+from engine.settings import MANY, Range, Share, check
 
 TRIES = 50
 """How often a child that was evaluated before is made anew, before it is evaluated again."""
@@ -34,8 +34,8 @@ class Words:
     templates that were asked, with convex weights found without a query (engine/mixtures.py).
     """
 
-    popsize: int = 20
-    rate: float | None = None
+    popsize: Annotated[int, Range(2, MANY)] = 20
+    rate: Share | None = None
     """Share of slots that a child takes from the pool; None: one of them on average."""
 
     needs = Needs(gives=ANSWERS, accepts=frozenset({"words"}))
@@ -43,10 +43,7 @@ class Words:
     head = "templates"
 
     def __post_init__(self) -> None:
-        if self.popsize < 2:
-            raise RecipeError(f"popsize={self.popsize}: a child has two parents; give at least 2")
-        if self.rate is not None and not 0 <= self.rate <= 1:
-            raise RecipeError(f"rate={self.rate} is no share; give a number in [0, 1]")
+        check(self)
 
     def start(self, dim: int, budget: float, seed: int) -> WordsSearch:
         return WordsSearch(self, dim, seed)

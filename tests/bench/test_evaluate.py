@@ -74,7 +74,7 @@ def test_a_run_tells_everything_the_table_prints(monkeypatch, model, tmp_path, c
     monkeypatch.setattr(open_clip, "create_model", lambda *_args, **_options: copy.deepcopy(model))
     target = tmp_path / "numbers.json"
     evaluate.main(
-        ["--models", "ViT-B-32", "--cases", "cifar10,4", "--turns", "2", "--images", "2", "--json", str(target)]
+        ["--models", "ViT-B-32", "--cases", "cifar10,4", "--turns", "2", "--images", "2", "--out", str(target)]
     )
     result = json.loads(target.read_text())
     (row,) = result["text"]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 from engine.core import Needs
+from engine.search.descent import Momentum
 
 
 @dataclass(frozen=True)
@@ -26,3 +30,27 @@ class Raises:
 
     def start(self, dim, budget, seed):
         raise ZeroDivisionError("on purpose")
+
+
+@dataclass(frozen=True)
+class FullDisk:
+    """Meets a disk without room."""
+
+    needs = Needs()
+
+    def start(self, dim, budget, seed):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@dataclass(frozen=True)
+class Chatty:
+    """`momentum`, which writes to stdout in every way there is, also where a box's worker would."""
+
+    needs = Needs()
+
+    def start(self, dim, budget, seed):
+        print("from Python")
+        print("from Python, where others look for it", file=sys.__stdout__, flush=True)
+        os.write(1, b"from C\n")
+        subprocess.run(["echo", "from a child"], check=True)
+        return Momentum().start(dim, budget, seed)

@@ -374,10 +374,10 @@ def test_searches_on_tune(tmp_path, ray_local, extra):
 
 @pytest.mark.ray
 def test_a_trial_that_fits_nowhere(tmp_path, ray_local):
-    from tuning.compare import room
+    from engine.ray_start import check_room
 
     with pytest.raises(BoxError, match="no node"):
-        room({"cpus": 1000, "gpus": 0}, own=True)
+        check_room(1000, 0, own=True)
 
 
 @pytest.mark.ray

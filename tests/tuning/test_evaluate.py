@@ -87,7 +87,7 @@ def test_a_relative_path_is_found_from_another_folder(tmp_path, capsys, monkeypa
     monkeypatch.chdir(tmp_path)
     uri = f"{scheme}:images?template=a {{}}"
     result = tune("run", **{**TOY, "task": uri, "shots": 1})
-    assert result["task"] == uri
+    assert result["task"] == f"{scheme}:{tmp_path}/images?template=a {{}}"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     artifact = Artifact.load(tmp_path / "run")

@@ -261,15 +261,19 @@ def test_a_box_that_fails_leaves_a_checkpoint_of_the_last_round(tmp_path, method
     """What the failed round had booked already is not booked twice."""
     settings = {"method": method, "budget": 140.0 if method == "sharpzo" else 60.0}
     whole = facts(finished(tmp_path / "whole", **settings))
-    evaluate, calls = Serial.evaluate, []
+    calls = []
 
-    def failing(self, thetas, rows=None, **more):
-        calls.append(more.get("split", "train"))
-        if len(calls) > 4 and calls[-1] == split:
-            raise BoxError("the box is gone")
-        return evaluate(self, thetas, rows, **more)
+    def failing(answer, asked):
+        def answered(self, *args, **more):
+            calls.append(asked)
+            if len(calls) > 4 and asked == split:
+                raise BoxError("the box is gone")
+            return answer(self, *args, **more)
 
-    monkeypatch.setattr(Serial, "evaluate", failing)
+        return answered
+
+    monkeypatch.setattr(Serial, "evaluate", failing(Serial.evaluate, "train"))
+    monkeypatch.setattr(Serial, "read", failing(Serial.read, "val"))
     with pytest.raises(BoxError, match="the box is gone"):
         finished(tmp_path / "run", **settings, checkpoint_s=0.0 if split == "val" else 3600.0)
     monkeypatch.undo()

@@ -214,7 +214,7 @@ def test_the_template_is_a_line_in_every_panel_of_accuracies(tmp_path, monkeypat
     from matplotlib.figure import Figure
 
     drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: (drawn.append(figure), Path(path).touch()))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: drawn.append(figure))
     summary = run(tmp_path / "c", tasks=["toy:", "toy:?label_noise=0.3"], shots=[1, 4], seeds=[1])
     zero = {(e["task"], e["shots"]): e["zero_shot_accuracy"] for e in summary["results"]}
     lines: dict[str, list[float]] = {"x": [], "y": []}

@@ -1,10 +1,43 @@
+import math
+import time
+
+import mutations
+import numpy as np
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import RecipeError
-from tuning.recipe import load_recipe, make_recipe
+from engine import search
+from engine.errors import KeyholeError, RecipeError
+from engine.settings import ranges
+from tuning import queryless
+from tuning.protocol import make_comparison, trials_of
+from tuning.recipe import Recipe, load_recipe, make_recipe
+from tuning.run import Tuning
+
+FULL = make_recipe(
+    {
+        "method": {"name": "momentum", "k": 4, "radius": 0.2, "pairs": "never"}, "seed": 3, "rows": 8, "half": "base",
+        "prompt": {"tokens": 4, "per_class": 200, "subspace": "random:64"}, "pool": {"gpus": 0.5, "timeout_s": 30},
+    }
+).as_dict()  # fmt: skip
+"""A recipe in which much is said."""
+
+
+def carried(path) -> Recipe:
+    """What a command does with a recipe file, up to the method."""
+    recipe = make_recipe(load_recipe(path))
+    if queryless.is_queryless(recipe.method):
+        queryless.check(recipe)
+    else:
+        search.make(recipe.method, recipe.options)
+    return recipe
+
+
+def a_sentence(error: KeyholeError) -> bool:
+    """Whether a message is one line that a person can read, whatever the value that it is about."""
+    return 0 < len(str(error)) < 600 and str(error).isprintable()
 
 
 def test_defaults_settings_and_overrides():
@@ -71,19 +104,180 @@ def test_files(tmp_path):
     assert load_recipe(path) == {}
 
 
-@given(st.text(max_size=30))
-def test_any_override_is_accepted_or_refused_in_words(text):
-    try:
-        make_recipe({}, [text])
-    except RecipeError as error:
-        assert str(error)
+VALUES = st.one_of(
+    st.text(max_size=30),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from(
+        ["[" * 3000, "{a: " * 3000, "[" * 3000 + "]" * 3000, "*a", "&a [*a]", "!!int x", "!!python/name:os.system"]
+    ),
+    st.sampled_from(
+        [".inf", "-.inf", ".nan", "0b_", "2024-13-45", "9" * 5000, "0x" + "f" * 5000, "1:9:9e999", "~", "="]
+    ),
+)
+KEYS = st.sampled_from(
+    [
+        "budget",
+        "seed",
+        "prompt",
+        "prompt.tokens",
+        "pool.cpus",
+        "method",
+        "method.k",
+        "method.name",
+        "options",
+        ".",
+        "a.b.c",
+    ]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(st.text(max_size=30), st.builds("{}={}".format, KEYS, VALUES)))
+def test_any_override_is_accepted_or_refused_in_words(word):
+    for make in (make_recipe, make_comparison):
+        try:
+            make({}, [word])
+        except RecipeError as error:
+            assert a_sentence(error), word
+
+
+def test_a_damaged_recipe_is_refused_in_a_sentence_or_still_one(tmp_path):
+    """Several hundred mutations, of the bytes and of what they say."""
+    path, text = tmp_path / "recipe.yaml", yaml.safe_dump(FULL).encode()
+    kept = 0
+    for seed in range(500):
+        rng = np.random.default_rng(seed)
+        if seed % 2:
+            kind, data = mutations.mutated_bytes(text, rng)
+        else:
+            kind, tree = mutations.mutated_json(FULL, rng)
+            data = mutations.dumped(tree).encode()
+        path.write_bytes(data)
+        try:
+            recipe = carried(path)
+        except KeyholeError as error:
+            assert error.exit_code == 2 and a_sentence(error), (seed, kind, str(error))
+        else:
+            assert make_recipe(recipe.as_dict()) == recipe, (seed, kind)
+            kept += 1
+    assert 30 < kept < 250
+
+
+def test_a_damaged_comparison_is_refused_in_a_sentence_or_still_one(tmp_path):
+    path = tmp_path / "compare.yaml"
+    tree = {
+        "tasks": ["toy:"], "boxes": ["toy:"], "seeds": [1, 2], "shots": [2], "budget": 20, "searcher": "random",
+        "methods": ["zero-shot", {"name": "momentum", "radius": {"loguniform": [0.1, 1]}, "k": {"grid": [2, 4]}}],
+        "recipe": {"prompt": {"tokens": 4}}, "gate": {"zero_shot": {"toy:": 0.5}, "tolerance": 0.1},
+        "published": [{"method": "CoOp", "accuracy": {"toy:": 0.5}}],
+    }  # fmt: skip
+    for seed in range(200):
+        kind, mutated = mutations.mutated_json(tree, np.random.default_rng(seed))
+        path.write_text(mutations.dumped(mutated))
+        try:
+            trials_of(make_comparison(load_recipe(path)))
+        except KeyholeError as error:
+            assert error.exit_code == 2 and a_sentence(error), (seed, kind, str(error))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (bytes(range(256)), "no text"),
+        ("seed: 2".encode("utf-16-be"), "no text|special characters"),
+        (b"a: " + b"[" * 3000 + b"]" * 3000, "more than 20 levels"),
+        ("\n".join(f"{' ' * n}a:" for n in range(500)).encode(), "line 20: nested more than 20 levels"),
+        (b"seed: 2\nbudget: 5\nseed: 3\n", "line 3: the key 'seed' stands there twice"),
+        (b"prompt: {tokens: 2, tokens: 3}", "'tokens' stands there twice"),
+        (b"a: &a [x]\nb: *a\n", r"line 2: \*a stands for"),
+        (b"seed: !!python/object/apply:os.system [ls]", "the tag"),
+        (b"? [a]\n: 1\n", "a key must be text"),
+        (b"x" * 2**20, "larger"),
+    ],
+)
+def test_what_no_recipe_is(tmp_path, data, words):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(data)
+    with pytest.raises(RecipeError, match=words) as raised:
+        load_recipe(path)
+    assert a_sentence(raised.value)
+
+
+def test_a_recipe_in_utf_16_is_read(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("seed: 2", encoding="utf-16")
+    assert load_recipe(path) == {"seed": 2}
+
+
+def test_a_bomb_is_refused_at_once(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    path = tmp_path / "recipe.yaml"
+    path.write_text("\n".join(lines))
+    started = time.monotonic()
+    with pytest.raises(RecipeError, match="line 2") as raised:
+        load_recipe(path)
+    assert time.monotonic() - started < 1 and a_sentence(raised.value)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("budget=.inf", "budget=.nan", "budget=0", "budget=1.0e+300", f"budget={10**400}"),
+        *("pool.cpus=-1", "pool.cpus=.nan", "pool.cpus=0.00001", "pool.gpus=-1", "pool.gpus=1.5", "pool.threads=0"),
+        *("pool.timeout_s=0", "pool.timeout_s=-1", "pool.timeout_s=.nan", "pool.chunk=0", f"pool.chunk={10**30}"),
+        *("checkpoint_s=-1", "checkpoint_s=.nan", "prompt.per_class=-3", "prompt.per_class=0", "prompt.tokens=0"),
+        *("prompt.tokens=-1", f"prompt.tokens={10**30}", "prompt.width=0", "prompt.width=-5", "prompt.grid=1"),
+        *(f"prompt.grid={10**30}", "looks=0", "looks=-1", f"looks={10**30}", "rows=-1", f"rows={10**30}", "batch=0"),
+        *(f"batch={10**30}", f"seed={2**63}", f"data_seed={2**63}", "data_seed=-1", f"workers={10**30}"),
+        *(f"shots={10**30}", f"half={'x' * 5000}", f"task={'x' * 5000}"),
+    ],
+)
+def test_numbers_outside_of_their_range(word):
+    with pytest.raises(RecipeError, match=word.partition("=")[0]) as raised:
+        make_recipe({}, [word])
+    assert a_sentence(raised.value) and len(str(raised.value)) < 250
+
+
+METHODS = [*search.METHODS, "nevergrad:CMA"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_number_of_every_method_is_finite_and_in_its_range(name):
+    method = search.make(name)
+    numbers = {f: getattr(method, f) for f in type(method).__dataclass_fields__ if f != "name"}
+    numbers = {f: value for f, value in numbers.items() if not isinstance(value, str)}
+    assert numbers
+    for field in numbers:
+        for wrong in (float("inf"), float("nan"), -1, -(10**30), 10**30, 1e300, -0.5):
+            with pytest.raises(RecipeError, match=field) as raised:
+                search.make(name, {field: wrong})
+            assert a_sentence(raised.value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_runs_at_both_ends_of_every_range(tmp_path, name):
+    ends = {
+        (field, end): limits
+        for field, limits in ranges(type(search.make(name))).items()
+        for end in {limits.least, math.nextafter(limits.most, 0) if limits.below else limits.most}
+    }
+    finished = 0
+    for number, (field, end) in enumerate(ends):
+        settings = {"task": "toy:", "box": "toy:", "shots": 2, "budget": 12, "method": {"name": name, field: end}}
+        try:
+            for _ in Tuning(make_recipe(settings), tmp_path / str(number)):
+                pass
+            finished += 1
+        except KeyholeError as error:
+            assert a_sentence(error)
+    assert finished or name == "words", "whose box accepts words"
 
 
 def test_the_page_lists_every_key_with_its_default():
     import dataclasses
     from pathlib import Path
-
-    from tuning.recipe import Recipe
 
     page = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text(encoding="utf-8")
 
@@ -96,7 +290,8 @@ def test_the_page_lists_every_key_with_its_default():
                 default = (
                     {"None": "null"}.get(str(field.default), str(field.default).lower()) if plain else field.default
                 )
-                yield f"| `{prefix}{field.name}` | `{default}` |"
+                limits = ranges(kind).get(field.name)
+                yield f"| `{prefix}{field.name}` | `{default}` |{f' {limits}' if limits else ''} |"
 
     missing = [row for row in rows(Recipe) if row not in page]
     assert not missing

@@ -468,6 +468,36 @@ def test_unknown_embedded_task() -> None:
         load_task("toy:digits")
 
 
+@pytest.mark.parametrize("data", ["chat\nété\n".encode("latin-1"), "cat\ndog\n".encode("utf-16"), bytes(range(256))])
+def test_class_names_that_are_not_utf_8_are_refused(tmp_path: Path, data: bytes) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            (tmp_path / name / f"{number}.jpg").touch()
+    (tmp_path / "classnames.txt").write_bytes(data)
+    with pytest.raises(TaskError, match="classnames.txt cannot be read: it is not UTF-8"):
+        load_task(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[" * 100_000,
+        b'{"train": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+        '{"train": []}'.encode("utf-16"),
+        bytes(range(256)),
+        b'{"train": [["a.jpg", 1e400, "a"]], "val": [], "test": []}',
+        b'{"train": [["a.jpg", 99999999999999999999, "a"]], "val": [], "test": []}',
+        b'{"train": [["a.jpg", "' + b"x" * 10_000 + b'", "a"]], "val": [], "test": []}',
+    ],
+)
+def test_damaged_split_files_are_refused_in_a_sentence(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "split_zhou_Mine.json").write_bytes(data)
+    with pytest.raises(TaskError, match="is not a CoOp split") as raised:
+        load_task(f"coop:{tmp_path}")
+    assert len(str(raised.value)) < 600
+
+
 def test_every_scheme_resolves() -> None:
     """A table of strings must not rot: each names a module and a function that exist."""
     for scheme, target in tasks.SCHEMES.items():

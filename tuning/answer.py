@@ -1,0 +1,139 @@
+"""How a command answers and ends: one JSON object on stdout where that was asked for, whichever way it ends.
+
+With --json the object has stdout to itself. Whatever else is written there, by Python, by a C library or by a process
+that this one starts (Ray prints there), goes to stderr.
+Knows nothing of what commands do.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
+from typing import Any, TextIO
+
+import click
+
+from engine.errors import KeyholeError
+
+BUG, MISTAKE, INTERRUPTED = 1, KeyholeError.exit_code, 130
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+"""What an OSError is about that a user can mend."""
+
+
+class Answer:
+    """Of one command. `asked`: for an object; `stream`: where that goes, None where there is no stdout."""
+
+    def __init__(self, asked: bool, stream: TextIO | None = None) -> None:
+        self.asked, self.stream = asked, stream
+        self.given = False
+
+    def give(self, facts: Mapping[str, Any]) -> None:
+        """Write the object. Raises KeyholeError where nobody takes it."""
+        assert self.asked and not self.given, "a command answers once, if asked to"
+        self.given = True
+        try:
+            if self.stream is not None:
+                print(json.dumps(_plain(facts), allow_nan=False), file=self.stream, flush=True)
+        except OSError as error:
+            assert self.stream is not None
+            _to_nowhere(self.stream)
+            raise KeyholeError(f"the object could not be written to stdout: {error.strerror}") from error
+
+    def fail(self, message: str, code: int) -> int:
+        """Say why the command ended, as its object or on stderr; returns the exit code."""
+        if self.asked and not self.given:
+            try:
+                self.give({"error": message})
+                return code
+            except KeyholeError as error:
+                message = f"{message} ({error})"
+        click.echo(f"error: {message}", err=True)
+        return code
+
+    def run(self, command: Callable[[], Any]) -> int:
+        """Run a command; its exit code, after saying why where it failed."""
+        stdout = sys.stdout
+        try:
+            code = command()
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code if isinstance(code, int) else 0
+        except click.exceptions.Exit as error:
+            return error.exit_code
+        except (KeyboardInterrupt, click.Abort):
+            return self.fail("interrupted", INTERRUPTED)
+        except click.ClickException as error:
+            message = " ".join(error.format_message().split())
+            if isinstance(error, click.UsageError) and error.ctx is not None:
+                message += f"{'' if message.endswith(('.', '?')) else '.'} See {error.ctx.command_path} --help."
+            return self.fail(message, MISTAKE)
+        except KeyholeError as error:
+            return self.fail(str(error), error.exit_code)
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else BUG
+            if not code or sys.stdout is not stdout:  # click has put another in its place: nobody reads on
+                return code
+            return self.fail(f"ended with exit code {code}; stderr may say why", code)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in DISK:
+                if error.filename is None and sys.stdout is not None and not self.asked:
+                    _to_nowhere(sys.stdout)  # it may have been this that could not be written, and is flushed at exit
+                return self.fail(f"{error.filename or 'output'}: {error.strerror}; make room or name another", MISTAKE)
+            if not self.asked:
+                raise
+            traceback.print_exc()
+            return self.fail(f"{type(error).__name__}: {error} (a bug in Keyhole; see the traceback on stderr)", BUG)
+
+
+@contextmanager
+def answering(as_json: bool, *, process: bool) -> Iterator[Answer]:
+    """The answer of a command.
+
+    Args:
+        as_json: whether stdout is for one object alone.
+        process: whether the process ends with the command: its file descriptor 1 then becomes stderr's, for good.
+            Otherwise `sys.stdout` alone is another in the meantime.
+    """
+    if not as_json:
+        yield Answer(asked=False)
+        return
+    stream = _own_stdout() if process else sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield Answer(asked=True, stream=stream)
+
+
+def _own_stdout() -> TextIO | None:
+    """Stdout by a file descriptor of its own, with 1 led to stderr; None where the process was given no stdout."""
+    try:
+        stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    except OSError:
+        return None
+    with suppress(OSError):  # no stderr
+        os.dup2(2, 1)
+    return stream
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    """Let what is still to be written to a broken stream be lost without another error."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -189,7 +189,7 @@ def tune_command(
 @click.option("--box", help="Another box than it was tuned on.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda: also another than it was tuned on.")
 @click.option(
-    "--test-images", type=int, help="Read so many of the test images, drawn by the artifact's seed; else all."
+    "--test-images", type=int, help="Images of the test split to read, drawn by the artifact's seed; else all."
 )
 @as_json
 def eval_command(

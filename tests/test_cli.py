@@ -147,7 +147,7 @@ def pictures(folder, per_class: int = 8) -> str:
 @pytest.mark.parametrize("harm", ["cut short", "empty", "no image", "missing", "huge"])
 @pytest.mark.parametrize("how", [(), ("--plan",)])
 def test_a_bad_test_image_is_found_before_the_budget_is_spent(tmp_path, capsys, monkeypatch, harm, how):
-    from engine.problem import Problem
+    from engine.boxes.toy import ToyBox
     from tuning import layouts
 
     task = pictures(tmp_path / "images")
@@ -161,7 +161,7 @@ def test_a_bad_test_image_is_found_before_the_budget_is_spent(tmp_path, capsys, 
         Image.new("1", (9000, 8000)).save(bad, "PNG")
     else:
         bad.write_bytes({"cut short": listed[:-200], "empty": b"", "no image": b"hello" * 100}[harm])
-    monkeypatch.setattr(Problem, "_reply", lambda *_: pytest.fail("asked the box"))
+    monkeypatch.setattr(ToyBox, "answer", lambda *_: pytest.fail("asked the box"))
     code, out, err = run(
         capsys, "tune", "--task", task, "--box", "toy:", "--shots", "1", "--budget", "20",
         "--out", str(tmp_path / "run"), *how,
@@ -187,7 +187,7 @@ def test_a_part_of_the_test_split_is_read_and_said(tmp_path, capsys):
 
 @pytest.mark.parametrize(("method", "asked"), [("sketch", 9), ("momentum", 4)])
 def test_a_small_budget_says_what_it_can_and_cannot_do(tmp_path, capsys, caplog, method, asked):
-    for budget, can in ((2, "no candidates"), (3, "1 candidate "), (100, None)):
+    for budget, can in ((2, "no candidates"), (4, "1 candidate "), (100, None)):
         arguments = ("tune", "--task", "toy:", "--box", "toy:", "--method", method, f"budget={budget}", "shots=4")
         caplog.clear()
         code, _, err = run(capsys, *arguments, "--out", str(tmp_path / str(budget)))
@@ -231,7 +231,7 @@ def test_a_plan_reads_a_few_images_and_tells_the_time_of_all(tmp_path, capsys, m
     (tmp_path / "images" / "classnames.txt").write_text(names)
     code, out, err = run(
         capsys, "tune", "--task", task, "--shots", "60", "--method", "momentum", f"prompt.name={prompt}",
-        "--budget", "50", "test_images=100", "--plan", "--json",
+        "--budget", "1000", "test_images=100", "--plan", "--json",
     )  # fmt: skip
     assert code == 0, err
     plan = json.loads(out)

@@ -9,8 +9,8 @@ import math
 from dataclasses import replace
 
 from engine.core import Search
-from engine.ledger import Ledger
 from engine.loop import kept_back
+from engine.session import Session
 from tuning.recipe import Recipe
 
 ROUNDS = 2
@@ -31,30 +31,29 @@ def ample(recipe: Recipe) -> Recipe:
     return replace(recipe, budget=float(AMPLE))
 
 
-def word(recipe: Recipe, sample: Search, *, train: int, val: int) -> str | None:
+def word(recipe: Recipe, sample: Search, session: Session) -> str | None:
     """What this budget leaves for the search, where that is less than two of the method's rounds; None otherwise.
 
     Args:
         recipe: of the run.
         sample: a search of an `ample` run, to be thrown away.
-        train: training images.
-        val: validation images whose answers are charged.
+        session: of the run, before its first question.
     """
-    ledger = Ledger(images=train, budget=recipe.budget)
+    ledger, train, val = session.ledger, session.ledger.images, session.size("val")
+    looks = 0 if session.free_looks else val
     rows = min(recipe.rows or train, train)
-    template = rows + val
-    if ledger.pairs_left < train + val:
+    if ledger.pairs_left < train + looks:
         return None  # the loop refuses it
     kept = kept_back(ledger, val)
-    candidates = max(0, ledger.pairs_left - template - kept) // rows
+    candidates = max(0, ledger.pairs_left - rows - looks - kept) // rows
     asked = len(sample.ask(recipe.batch or AMPLE))
     if candidates >= ROUNDS * asked:
         return None
     able = f"{candidates or 'no'} candidate{'' if candidates == 1 else 's'} can be tried"
     ends = "the prompt that it begins with" + (", or little better" if candidates else "")
-    enough = [math.ceil((template + val + train + rounds * asked * rows) / train) for rounds in (ROUNDS, LIKELY)]
+    enough = [math.ceil((rows + looks + val + train + rounds * asked * rows) / train) for rounds in (ROUNDS, LIKELY)]
     return (
-        f"budget={recipe.budget:g}: the template takes {template / train:.2f} evaluations and {kept / train:.2f} are "
-        f"kept for the last look, so {able}, where {recipe.method} asks {asked} in its first round: the result will be "
-        f"{ends}. Give a budget of {enough[0]} or more, better {enough[1]}"
+        f"budget={recipe.budget:g}: the template takes {(rows + looks) / train:.2f} evaluations and {kept / train:.2f} "
+        f"are kept for the last look, so {able}, where {recipe.method} asks {asked} in its first round: the result "
+        f"will be {ends}. Give a budget of {enough[0]} or more, better {enough[1]}"
     )

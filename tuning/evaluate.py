@@ -16,7 +16,7 @@ from engine.errors import ArtifactError
 from engine.heads import inputs, on_scores
 from engine.phases import phase
 from engine.threads import limited
-from tuning.tasks import halve, load_pool, part_of_test
+from tuning.tasks import halve, load_pool, looked_over, part_of_test
 
 AGREE = 0.01
 """How far an accuracy read again may be from the recorded one, at least two images: another device's roundings."""
@@ -54,6 +54,7 @@ def evaluate(
     task = part_of_test(halve(pool, half or own["half"]), test_images, own["seed"])
     if task_uri is None and half is None:
         _check_task(artifact, task)
+    looked_over(task, ("test",))
     with phase(f"opening {box_uri or meta['box']}"):
         box = open_box(box_uri or meta["box"], classes=task.classes, template=task.template, device=device)
     if box_uri is None and box.spec.identity != meta["identity"]:

@@ -17,7 +17,7 @@ import numpy as np
 from engine.artifact import ARRAYS
 from engine.core import Split, Subset, Task
 from engine.errors import ArtifactError, TaskError
-from engine.images import Files, digest
+from engine.images import Files, digest, one_by_one
 from tuning.recipe import Recipe
 
 FREE = ("workers", "checkpoint_s", "pool.cpus", "pool.gpus", "pool.timeout_s")
@@ -97,7 +97,7 @@ def images_digest(split: Split) -> str:
             told.update(_file(os.path.abspath(source.paths[row])))
     elif len(rows):
         some = rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLE).round().astype(np.int64))]
-        for image in source.read([int(row) for row in some]):
+        for image in one_by_one(source, [int(row) for row in some]):
             told.update(digest(image).encode())
     return told.hexdigest()
 

@@ -53,9 +53,9 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         with phase("timing the box on a few images"), _uncached(), limited(recipe.pool.threads):
             seconds = _seconds(serial, task, evaluations, max(1, recipe.workers))
         if method is not None and budget.is_small(recipe):
-            session = Session(serial, Ledger(images=len(few["train"]), budget=recipe.budget), few)
+            session = Session(serial, Ledger(images=len(task.train), budget=recipe.budget), task.splits)
             sample = begin(budget.ample(recipe), fitted(method, prompt_of(recipe, method), session.spec), session)
-            note = budget.word(recipe, sample, train=len(task.train), val=0 if session.free_looks else len(task.val))
+            note = budget.word(recipe, sample, session)
     return {
         "task": recipe.task,
         "box": recipe.box,

@@ -224,8 +224,7 @@ class Tuning:
         self.method = method = fitted(self.method, prompt_of(self.recipe, self.method), spec)
         if budget.is_small(self.recipe):
             sample = begin(budget.ample(self.recipe), method, session)
-            val = 0 if session.free_looks else session.size("val")
-            if word := budget.word(self.recipe, sample, train=len(self.task.train), val=val):
+            if word := budget.word(self.recipe, sample, session):
                 log.warning("%s", word)
         begun = self._started(method, session)
         self._settle(spec)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,12 +127,12 @@ def part_of_test(task: Task, number: int | None, seed: int) -> Task:
     return replace(task, test=task.test.subset(rows), test_of=total)
 
 
-def looked_over(task: Task) -> Task:
-    """The task, if the header and the end of every image say that it can be read; all that lie encoded are looked at.
+def looked_over(task: Task, splits: Sequence[str] = ("train", "val", "test")) -> Task:
+    """The task, if the header and the end of every image of these splits, where it lies encoded, say it can be read.
 
     Raises TaskError naming the first that cannot.
     """
-    check_images(task.train.source, task.val.source, task.test.source)
+    check_images(*(task.splits[split].source for split in splits))
     return task
 
 

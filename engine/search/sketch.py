@@ -162,9 +162,10 @@ class SketchSearch:
         self._spent += len(thetas)
         self._step += 1
         tables, self._fixed = _parts(feedback.outputs, len(thetas), set(self._table))
+        if self._parts > 1 and len(thetas) == 1 and "image" in tables:  # the parts are the classes' texts
+            self._fixed["image"] = tables.pop("image")[0]
         moved = [part.shape[1] for name, part in tables.items() if name != "image"]
-        images = "image" in tables and len(thetas) > 1  # of a lone candidate it cannot be told
-        if self._parts > 1 and (images or moved != [self._parts]):
+        if self._parts > 1 and ("image" in tables or moved != [self._parts]):
             raise RefusedError(
                 f"parts={self._parts}: theta falls into as many parts as there are classes and moves nothing but them; "
                 "search a text context per class, or leave parts out"

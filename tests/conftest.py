@@ -22,7 +22,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PLUGINS, os.environ.get
 @pytest.fixture
 def command(capsys):
     """The command line in this process: words in, (exit code, stdout, stderr) out."""
-    from keyhole import main
+    from keyhole.cli import main
 
     def run(*words: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from engine.artifact import Artifact
 from engine.files import unwritable
-from keyhole import main
+from keyhole.cli import main
 
 SMALL = ("tune", "--task", "toy:", "--box", "toy:", "--method", "momentum", "--budget", "60", "--seed", "3")
 TIMES = {"seconds", "workers", "retries", "duplicates", "bytes", "fingerprint"}

@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors.numpy import load, save
 
 from engine.artifact import ARRAYS, META, Artifact
-from keyhole import main, tune
+from keyhole import tune
+from keyhole.cli import main
 from tuning.evaluate import AGREE
 
 MUTATIONS = 150

@@ -75,7 +75,7 @@ def test_extras_are_installed_from_the_checkout_and_exist():
         *PAGES,
         *(path for room in ("engine", "tuning", "bench", "miniature") for path in (ROOT / room).rglob("*.py")),
     ]
-    texts = [path.read_text(encoding="utf-8") for path in (*sources, ROOT / "keyhole.py")]
+    texts = [path.read_text(encoding="utf-8") for path in (*sources, ROOT / "keyhole" / "cli.py")]
     assert not [text for text in texts if re.search(r"pip install '?keyhole", text)]
     advised = {
         name

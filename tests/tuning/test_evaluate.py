@@ -13,7 +13,8 @@ from engine import boxes
 from engine.artifact import META, Artifact
 from engine.boxes.toy import ToyBox
 from engine.errors import ArtifactError
-from keyhole import main, tune
+from keyhole import tune
+from keyhole.cli import main
 from tuning.compare import Cluster
 from tuning.conduct import compare
 from tuning.evaluate import evaluate

@@ -23,7 +23,7 @@ from PIL import Image
 from engine.artifact import Artifact
 from engine.boxes.toy import toy_task
 from engine.errors import BoxError, RecipeError
-from keyhole import main
+from keyhole.cli import main
 from tuning import curves, provenance
 from tuning.command import command_of, words_of
 from tuning.compare import Cluster

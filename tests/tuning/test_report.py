@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engine.errors import ArtifactError
-from keyhole import main
+from keyhole.cli import main
 from tuning.compare import Cluster
 from tuning.conduct import compare
 from tuning.protocol import make_comparison

@@ -1,10 +1,4 @@
-"""The front door: the command line and the Python API. It composes the rooms and decides nothing.
-
-    import keyhole
-    result = keyhole.tune(task="mini:digits", budget=500, out="runs/digits")
-
-Knows nothing of models, methods or files beyond their names.
-"""
+"""The command line: it composes the rooms and decides nothing. Knows their names, not their subjects."""
 
 from __future__ import annotations
 
@@ -17,66 +11,13 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from bench.commands import bench
 from engine.errors import BoxError, RecipeError
 from tuning.answer import INTERRUPTED, Answer, answering
-
-if TYPE_CHECKING:
-    from engine.artifact import Artifact
-    from engine.core import BlackBox, Task
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Python API
-
-
-def tune(out: str | Path, *, recipe: str | Path | Mapping[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
-    """Tune a prompt; returns what `result.json` holds.
-
-    Args:
-        out: the run folder.
-        recipe: a YAML file or a mapping of settings.
-        **settings: further settings, over the recipe's (`method={"name": "momentum", "radius": 0.1}`).
-
-    Raises KeyholeError for anything that a user can mend.
-    """
-    from tuning.recipe import load_recipe, make_recipe
-    from tuning.run import Tuning
-
-    base = load_recipe(recipe) if isinstance(recipe, (str, Path)) else dict(recipe or {})
-    run = Tuning(make_recipe({**base, **settings}), out)
-    for _ in run:
-        pass
-    return run.result
-
-
-def load(folder: str | Path) -> Artifact:
-    """The artifact of a run folder."""
-    from engine.artifact import Artifact
-
-    return Artifact.load(folder)
-
-
-def open_box(uri: str, *, classes: Sequence[str], template: str = "a photo of a {}.", device: str = "cpu") -> BlackBox:
-    """A frozen model behind its keyhole (`keyhole list boxes`)."""
-    from engine.boxes import open_box
-
-    return open_box(uri, classes=classes, template=template, device=device)
-
-
-def load_task(uri: str, *, shots: int = 16, seed: int = 1) -> Task:
-    """A task with its few-shot sample (`keyhole list tasks`)."""
-    from tuning.tasks import load_task
-
-    return load_task(uri, shots=shots, seed=seed)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
 
 
 class _Configured(click.Command):
@@ -199,11 +140,12 @@ def eval_command(
 
     On its own task and box, or on others.
     """
+    from engine.artifact import Artifact
     from tuning.evaluate import evaluate
     from tuning.progress import Progress
 
     with Progress():
-        facts = evaluate(load(run_folder), task_uri=task, box_uri=box, device=device, test_images=test_images)
+        facts = evaluate(Artifact.load(run_folder), task_uri=task, box_uri=box, device=device, test_images=test_images)
     _print(facts, as_json)
 
 
@@ -417,7 +359,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with answering("--json" in words, process=process) as answer:
         code = answer.run(lambda: cli.main(args=words, prog_name="keyhole", standalone_mode=False, obj=answer))
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

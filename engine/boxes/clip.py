@@ -6,6 +6,7 @@ Knows nothing of where the weights came from (weights.py) or of how the towers c
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -183,15 +184,18 @@ class ClipBox:
             raise TaskError("no images to stage; every split that is used needs at least one")
         cache = self._open_cache()
         blocks = [range(start, min(start + self._block, len(source))) for start in range(0, len(source), self._block)]
-        parts = []
+        parts: dict[int, Array] = {}
+        # Workers of a machine share the cache: each takes the blocks in an order of its own, and finds what the others
+        # have encoded meanwhile.
+        order = np.arange(len(blocks)) if cache is None else np.random.default_rng(os.getpid()).permutation(len(blocks))
         with computing(self._precision, self._device):
-            for rows in blocks:
-                parts.append(self._block_features(source, rows, cache))
-                phases.advance(rows.stop)
+            for number in order:
+                parts[number] = self._block_features(source, blocks[number], cache)
+                phases.advance(sum(map(len, parts.values())))
         if cache is not None:
             cache.trim()
         return StagedImages(
-            np.concatenate(parts),
+            np.concatenate([parts[number] for number in range(len(blocks))]),
             lambda rows: self._projected(source, rows),
             keep=len(source) * self.image_tower.projected_bytes <= KEPT_BYTES,
             block=self._block,

@@ -335,6 +335,10 @@ class Evaluator(Protocol):
 
     workers: int
 
+    def stage(self, split: str) -> None:
+        """Bring a split's images to where the box lives, ahead of their first use; it is on the account of that."""
+        ...
+
     def evaluate(self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False) -> Reply:
         """Losses of `(P, d)` candidates on these rows of a split, train, val or test (None: all rows)."""
         ...

@@ -66,6 +66,11 @@ class Serial:
         """The box's spec, d, and whether validation is free."""
         return self.problem.describe()
 
+    def stage(self, split: str) -> None:
+        """Encode a split's images ahead of their first use."""
+        with limited(self.threads):
+            self.problem.stage(split)
+
     def evaluate(self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False) -> Reply:
         """Losses of `(P, d)` candidates on these rows of a split (None: all)."""
         with limited(self.threads):
@@ -112,6 +117,10 @@ class _Worker:
         """A reply for each part; `bare`: without the images' features, which the driver has."""
         replies = [self.call("evaluate", part, *args) for part in parts]
         return [replace(each, outputs=replace(each.outputs, image=None)) for each in replies] if bare else replies
+
+    def stage(self, split: str) -> None:
+        with limited(self.spec.threads):
+            self.problem.stage(split)
 
     def pid(self) -> int:
         return os.getpid()
@@ -188,6 +197,7 @@ class RayPool:
         self._encoded: set[str] = set()
         """Splits that workers have begun to encode."""
         self._raylet_seen = 0.0
+        self._warned = False
         self._chunk_s = math.inf
         """Shortest time from sending a chunk to its answer."""
         try:
@@ -202,6 +212,7 @@ class RayPool:
 
     def evaluate(self, thetas: Array, rows: Array | None = None, *, split: str = "train", table: bool = False) -> Reply:
         """Losses of `(P, d)` candidates on these rows of a split (None: all)."""
+        self._warn_once()
         known = self._images.get(split) if table else None
         chunks = _chunks(thetas, self.chunk)
         each = -(-len(chunks) // self.workers) if self._chunk_s < QUICK_S else 1
@@ -218,6 +229,13 @@ class RayPool:
         if rows is None and reply.outputs.image is not None:
             self._images[split] = reply.outputs.image
         return reply
+
+    def stage(self, split: str) -> None:
+        """Encode a split's images in all workers at once, until the first of them has them all."""
+        for actor in self._load:
+            actor.stage.remote(split)
+        with self._encoding(split):
+            self._dispatch([_Job("stage", (split,))])
 
     def read(self, theta: Array | None, split: str, *, whole: bool) -> Reply:
         """The answer for one candidate, or for the template itself (None), on a whole split."""
@@ -258,6 +276,15 @@ class RayPool:
             self._ray.shutdown()
 
     # -----------------------------------------------------------------------------------------------------------------
+
+    def _warn_once(self) -> None:
+        """Say so where the box answers faster than a call travels."""
+        if self._chunk_s < QUICK_S and not self._warned:
+            self._warned = True
+            log.warning(
+                "this box answers a chunk of candidates in %.0f ms, about what a call to a worker takes: workers bring "
+                "little, and --workers 0 starts sooner", 1e3 * self._chunk_s,
+            )  # fmt: skip
 
     def _encoding(self, split: str) -> AbstractContextManager[None]:
         """The phase in which workers encode a split, at its first use."""

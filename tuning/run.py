@@ -167,6 +167,7 @@ class Tuning:
     def _steps(self, evaluator: Evaluator, state: dict[str, Any] | None, started: float) -> Generator[Step, None, None]:
         keep = self._keeps_outputs(evaluator.describe()[0])
         session = Session(evaluator, self.ledger, self.task.splits, keep=keep)
+        evaluator.stage("train")
         if self.queryless:
             self._settle(session.spec)
             outcome = queryless.fit(self.recipe, session)

@@ -22,8 +22,8 @@ from engine.boxes import open_box
 from engine.core import Array, Task
 from engine.errors import TaskError
 from engine.heads import fit
-from tuning.ceiling import encode, fit_coop
-from tuning.tasks import few_shot_rows, load_pool, task_names
+from tuning.data.load_task import few_shot_rows, load_pool, task_names
+from tuning.white_box.coop import encode, fit_coop
 
 MARGIN = 0.03
 ERRORS = 2.0

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from engine.errors import KeyholeError, RecipeError
-from tuning.protocol import split_list
+from tuning.compare.comparison import split_list
 
 Answering = Callable[[Mapping[str, Any]], None] | None
 

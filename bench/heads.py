@@ -42,7 +42,7 @@ PROMPTS = {"template": "head alone", "prompt": "with the prompt"}
 
 def trial(task_uri: str, seed: int, method: str, options: Mapping[str, Any], budget: float, box: str) -> dict[str, Any]:
     """One few-shot sample: accuracy and validation loss of every combination, `template`, `prompt` and `coop`."""
-    from tuning.ceiling import coop
+    from tuning.white_box.coop import coop
 
     began = time.process_time()
     recipe = make_recipe({"task": task_uri, "box": box, "seed": seed})

@@ -19,10 +19,10 @@ from typing import Any
 
 from bench.entry import Answering, Parser, enter, numbers
 from engine.errors import BoxError
-from tuning.compare import Cluster
-from tuning.conduct import compare
-from tuning.protocol import make_comparison
-from tuning.track import Board
+from tuning.compare.comparison import make_comparison
+from tuning.compare.conduct import compare
+from tuning.compare.experiment_trackers import Board
+from tuning.compare.tune_runner import Cluster
 
 WAYS = {"loop": Cluster(parallel=0), "tune": Cluster(parallel=1)}
 

@@ -25,7 +25,7 @@ from bench.entry import Answering, Parser, enter, numbers
 from bench.search_trials import REFERENCE, Arm, run, with_heads
 from engine.errors import RecipeError
 from engine.files import write_text
-from tuning.protocol import split_list
+from tuning.compare.comparison import split_list
 
 TASKS = ("mini:digits", "mini:biased", "mini:bgcol", "mini:countw", "mini:color")
 METHODS = (

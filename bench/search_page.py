@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tuning.curves import COLOURS, DASHES, MARKERS
-from tuning.table import count
+from tuning.report.plots import COLOURS, DASHES, MARKERS
+from tuning.report.terminal_table import count
 
 Row = Mapping[str, Any]
 

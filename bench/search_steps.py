@@ -1,6 +1,7 @@
 """Step sizes of `keyhole bench search`: one of five for each method, chosen on validation loss, its cost apart.
 
-`keyhole compare` chooses for each task by itself (tuning/choose.py); here one value serves all, as a default does.
+`keyhole compare` chooses for each task by itself (tuning/compare/hyperparameter_sweep.py); here one value serves all,
+as a default does.
 Knows nothing of how trials run.
 """
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from bench.search_trials import Arm
 from engine.core import Array
-from tuning.spaces import in_words
+from tuning.compare.sweep_spaces import in_words
 
 STEP_SIZES: dict[str, tuple[str, float]] = {
     "sketch": ("reach", 0.6),

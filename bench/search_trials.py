@@ -23,12 +23,12 @@ from engine.files import write_text
 from engine.ledger import Ledger
 from engine.loop import steps
 from engine.session import Session
-from tuning.opened import opened
+from tuning.compare.opened import opened
+from tuning.compare.sweep_spaces import in_words
 from tuning.outcome import of_head, of_prompt, train_loss
 from tuning.recipe import Recipe, make_recipe
 from tuning.resolve import prompt_of
 from tuning.run import fitted, refuse
-from tuning.spaces import in_words
 
 CHUNK = 32
 """Candidates evaluated together: a small text tower takes as long for one as for three."""
@@ -153,7 +153,7 @@ def trial(job: Job) -> dict[str, Any]:
 
 def _reference(job: Job) -> dict[str, Any]:
     """Training loss and test accuracy of the template, and of white-box CoOp where the box is open."""
-    from tuning.ceiling import coop
+    from tuning.white_box.coop import coop
 
     task, evaluator = opened(job.recipe, None)
     zero = np.zeros((1, evaluator.describe()[1]), np.float32)

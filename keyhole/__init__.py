@@ -51,6 +51,6 @@ def open_box(uri: str, *, classes: Sequence[str], template: str = "a photo of a 
 
 def load_task(uri: str, *, shots: int = 16, seed: int = 1) -> Task:
     """A task with its few-shot sample (`keyhole list tasks`)."""
-    from tuning.tasks import load_task
+    from tuning.data.load_task import load_task
 
     return load_task(uri, shots=shots, seed=seed)

@@ -78,7 +78,7 @@ def tune_command(
 
     KEY=VALUE sets anything else: docs/recipe.md lists all keys with their defaults.
     """
-    from tuning import folder
+    from tuning import run_folder
     from tuning.progress import Progress
     from tuning.recipe import load_recipe, make_recipe
     from tuning.run import Tuning
@@ -88,10 +88,10 @@ def tune_command(
     if resume is not None:
         if out is not None or set(given) - {"workers"} or settings:
             raise RecipeError("--resume goes with --workers only: all other settings are those of the run folder")
-        if (resume / folder.RESULT).exists():
-            _print_result(folder.read_result(resume), resume, as_json)
+        if (resume / run_folder.RESULT).exists():
+            _print_result(run_folder.read_result(resume), resume, as_json)
             return
-        base = folder.resumed_recipe(resume)
+        base = run_folder.resumed_recipe(resume)
     files = [word for word in settings if "=" not in word]
     if len(files) > 1:
         raise RecipeError(f"one recipe file at most, but got {', '.join(files)}; settings are key=value")
@@ -101,7 +101,7 @@ def tune_command(
         base = load_recipe(files[0])
     recipe = make_recipe(base, [word for word in settings if "=" in word], given)
     if plan:
-        from tuning.plan import plan as planned
+        from tuning.cost_plan import plan as planned
 
         with Progress():
             facts = planned(recipe)
@@ -110,7 +110,7 @@ def tune_command(
     tuning = None
     try:
         with _interruptible() as interrupted, Progress(recipe.budget) as progress:
-            tuning = Tuning(recipe, resume or out or folder.default_path(recipe), resume=resume is not None)
+            tuning = Tuning(recipe, resume or out or run_folder.default_path(recipe), resume=resume is not None)
             with closing(iter(tuning)) as rounds:
                 for step in rounds:
                     progress.step(step)
@@ -149,7 +149,7 @@ def eval_command(
     _print(facts, as_json)
 
 
-@cli.command("compare", cls=_Configured, settings="tuning.protocol:Comparison")
+@cli.command("compare", cls=_Configured, settings="tuning.compare.comparison:Comparison")
 @click.argument("settings", nargs=-1, metavar="[COMPARISON.yaml] [KEY=VALUE]...")
 @click.option("--tasks", help="Task URIs, divided by commas.")
 @click.option("--methods", help="Methods, divided by commas.")
@@ -183,12 +183,14 @@ def compare_command(
     keyhole compare recipes/coop11.yaml --data ~/coop --out runs/coop11
     keyhole compare --resume runs/compare
     """
-    from tuning import conduct, protocol, report
-    from tuning.compare import Cluster
+    from tuning.compare import conduct
+    from tuning.compare.comparison import flags_of, make_comparison, split_list
+    from tuning.compare.experiment_trackers import Board
+    from tuning.compare.tune_runner import Cluster
     from tuning.recipe import load_recipe
-    from tuning.track import Board
+    from tuning.report.summary import text
 
-    given = protocol.flags_of({name: value for name, value in flags.items() if value is not None})
+    given = flags_of({name: value for name, value in flags.items() if value is not None})
     files = [word for word in settings if "=" not in word]
     if (out is None) == (resume is None):
         raise RecipeError("name the comparison's folder: --out for a new one, --resume for one that was begun")
@@ -198,7 +200,7 @@ def compare_command(
         raise RecipeError(f"one file at most, but got {', '.join(files)}; settings are key=value")
     wanted = None
     if resume is None:
-        wanted = protocol.make_comparison(
+        wanted = make_comparison(
             load_recipe(files[0]) if files else {}, [word for word in settings if "=" in word], given
         )
     folder = resume or out
@@ -207,10 +209,10 @@ def compare_command(
     with _interruptible("ending the runs, then writing the report ...") as interrupted:
         summary = conduct.compare(
             wanted, folder, resume=resume is not None, board=board, stop=interrupted,
-            cluster=Cluster(parallel=parallel, address=address), trackers=protocol.split_list(track),
+            cluster=Cluster(parallel=parallel, address=address), trackers=split_list(track),
         )  # fmt: skip
     if not as_json:
-        click.echo(report.text(folder, summary))
+        click.echo(text(folder, summary))
     click.echo(f"report: {folder / 'report.html'}", err=True)
     if interrupted.is_set():
         _interrupted("compare", folder, as_json, summary)
@@ -226,13 +228,13 @@ def compare_command(
 @as_json
 def report_command(folder: Path, as_json: bool) -> None:
     """Remake the report of a comparison from its folder."""
-    from tuning import report
+    from tuning.report.summary import remake, text
 
-    summary = report.remake(folder)
+    summary = remake(folder)
     if as_json:
         _answer(summary)
     else:
-        click.echo(report.text(folder, summary))
+        click.echo(text(folder, summary))
     click.echo(f"report: {folder / 'report.html'}", err=True)
 
 
@@ -241,12 +243,12 @@ def report_command(folder: Path, as_json: bool) -> None:
 @as_json
 def list_command(what: str, as_json: bool) -> None:
     """List the methods, prompts, tasks or boxes there are."""
-    from tuning import catalogue
+    from tuning import listing
 
     if as_json:
-        _answer({what: catalogue.LISTS[what][0]()})
+        _answer({what: listing.LISTS[what][0]()})
     else:
-        click.echo(catalogue.table(what).text())
+        click.echo(listing.table(what).text())
 
 
 @cli.command("doctor")

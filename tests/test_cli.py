@@ -148,15 +148,15 @@ def pictures(folder, per_class: int = 8) -> str:
 @pytest.mark.parametrize("how", [(), ("--plan",)])
 def test_a_bad_test_image_is_found_before_the_budget_is_spent(tmp_path, capsys, monkeypatch, harm, how):
     from engine.boxes.toy import ToyBox
-    from tuning import layouts
+    from tuning.data import folders
 
     task = pictures(tmp_path / "images")
-    shown = layouts.folder(str(tmp_path / "images")).test.source
+    shown = folders.folder(str(tmp_path / "images")).test.source
     bad = Path(shown.source.paths[shown.rows[-1]])
     listed = bad.read_bytes()
     if harm == "missing":  # between being listed and being read
-        looked = layouts.Files
-        monkeypatch.setattr(layouts, "Files", lambda paths: bad.unlink(missing_ok=True) or looked(paths))
+        looked = folders.Files
+        monkeypatch.setattr(folders, "Files", lambda paths: bad.unlink(missing_ok=True) or looked(paths))
     elif harm == "huge":
         Image.new("1", (9000, 8000)).save(bad, "PNG")
     else:

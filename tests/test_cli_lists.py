@@ -10,8 +10,9 @@ from bench.commands import BENCHES
 from engine import boxes, prompts, search
 from miniature import models
 from miniature import tasks as embedded
-from tuning import queryless, tasks
-from tuning.protocol import Comparison
+from tuning import queryless
+from tuning.compare.comparison import Comparison
+from tuning.data import load_task as tasks
 from tuning.recipe import Recipe
 
 LISTS = ("methods", "prompts", "tasks", "boxes")

@@ -16,7 +16,7 @@ from engine.errors import ArtifactError
 from engine.heads import inputs, on_scores
 from engine.phases import phase
 from engine.threads import limited
-from tuning.tasks import halve, load_pool, looked_over, part_of_test
+from tuning.data.load_task import halve, load_pool, looked_over, part_of_test
 
 AGREE = 0.01
 """How far an accuracy read again may be from the recorded one, at least two images: another device's roundings."""

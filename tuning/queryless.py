@@ -113,7 +113,7 @@ def keeps_outputs(recipe: Recipe) -> bool:
 def _ceiling(recipe: Recipe, session: Session) -> Outcome:
     """A white-box reference: the images' features are the session's, the text tower is opened beside it."""
     from engine.boxes import open_box
-    from tuning.ceiling import fit_coop
+    from tuning.white_box.coop import fit_coop
 
     spec = session.spec
     box: Any = open_box(

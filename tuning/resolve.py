@@ -15,8 +15,8 @@ from engine.errors import ArtifactError, RecipeError
 from engine.prompts import PROMPTS
 from engine.prompts.pixels import default_width
 from tuning import queryless
+from tuning.data.load_task import located
 from tuning.recipe import PromptRecipe, Recipe, make_recipe
-from tuning.tasks import located
 
 
 def prompt_of(recipe: Recipe, method: Method | None = None) -> PromptRecipe:

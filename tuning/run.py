@@ -28,12 +28,12 @@ from engine.search.warm import Warm
 from engine.session import Session
 from engine.threads import limited_steps
 from tuning import budget, queryless
-from tuning.folder import RunFolder
+from tuning.data.load_task import load_task, located
 from tuning.origin import origin_of, settings_of
 from tuning.outcome import PLAIN, Outcome, check_head, of_head, of_prompt, of_templates, train_loss
 from tuning.recipe import PromptRecipe, Recipe
 from tuning.resolve import prompt_of, resolved
-from tuning.tasks import load_task, located
+from tuning.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -5,14 +5,14 @@ import pytest
 
 from bench import heads
 from engine.heads import HEADS
-from tuning import ceiling
+from tuning.white_box import coop
 
 QUICK = {name: HEADS[name] for name in ("gda", "tip", "auto", "score-linear")}
 
 
 def test_trials_are_resumed_and_stand_in_the_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(heads.heads, "HEADS", QUICK)
-    monkeypatch.setattr(ceiling, "coop", lambda *_args, **_options: SimpleNamespace(accuracy=0.82))
+    monkeypatch.setattr(coop, "coop", lambda *_args, **_options: SimpleNamespace(accuracy=0.82))
     out = tmp_path / "trials.jsonl"
     command = ["--tasks", "mini:digits", "--seeds", "1", "--budget", "12", "--out", str(out), "k=4"]
     assert heads.main(command) == 0

@@ -5,7 +5,7 @@ import pytest
 from engine.boxes import parse_uri as parse_box
 from engine.errors import RecipeError
 from engine.parsing import parse_uri
-from tuning.tasks import load_pool
+from tuning.data.load_task import load_pool
 
 
 def test_a_question_mark_of_a_path_is_escaped(tmp_path):

@@ -47,7 +47,7 @@ def test_words():
 
 
 def test_staging_says_how_far_it_is(heard, monkeypatch):
-    from tuning.tasks import load_task
+    from tuning.data.load_task import load_task
 
     monkeypatch.setenv("KEYHOLE_CACHE", "off")
     serial = Serial(problem("mini:resnet", load_task("mini:digits", shots=1)))

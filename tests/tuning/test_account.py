@@ -11,10 +11,10 @@ from counted import answers, counted_task
 from engine import search
 from engine.boxes.toy import ToyBox
 from tuning import queryless, run
-from tuning.opened import opened
+from tuning.compare.opened import opened
+from tuning.data.load_task import load_pool
 from tuning.recipe import make_recipe
 from tuning.run import Tuning
-from tuning.tasks import load_pool
 
 TIMES = {"box", "seconds", "workers", "retries", "duplicates", "bytes", "fingerprint"}
 N, VAL, TEST = 80, 20, 500
@@ -119,7 +119,7 @@ def test_a_resumed_run_has_the_account_of_one_that_was_not_interrupted(tmp_path,
 
 def test_the_test_split_is_staged_once_for_trials_of_other_seeds_and_prompts(tmp_path, monkeypatch):
     whole = load_pool("toy:")
-    monkeypatch.setattr("tuning.opened.load_pool", lambda uri: whole)
+    monkeypatch.setattr("tuning.compare.opened.load_pool", lambda uri: whole)
     staged, stage = [], ToyBox.stage
     monkeypatch.setattr(ToyBox, "stage", lambda self, source: staged.append(len(source)) or stage(self, source))
     told = []

@@ -15,11 +15,11 @@ from engine.boxes.toy import ToyBox
 from engine.errors import ArtifactError
 from keyhole import tune
 from keyhole.cli import main
-from tuning.compare import Cluster
-from tuning.conduct import compare
+from tuning.compare.comparison import make_comparison
+from tuning.compare.conduct import compare
+from tuning.compare.trial import READS
+from tuning.compare.tune_runner import Cluster
 from tuning.evaluate import evaluate
-from tuning.protocol import make_comparison
-from tuning.trials import READS
 
 TOY = {"task": "toy:", "box": "toy:", "method": "momentum", "budget": 20}
 

@@ -12,7 +12,7 @@ from engine import search
 from engine.errors import KeyholeError, RecipeError
 from engine.settings import ranges
 from tuning import queryless
-from tuning.protocol import make_comparison, trials_of
+from tuning.compare.comparison import make_comparison, trials_of
 from tuning.recipe import Recipe, load_recipe, make_recipe
 from tuning.run import Tuning
 

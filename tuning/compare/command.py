@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from tuning.protocol import Comparison, split_list
-from tuning.spaces import KINDS
+from tuning.compare.comparison import Comparison, split_list
+from tuning.compare.sweep_spaces import KINDS
 
 ALWAYS = ("tasks", "methods", "boxes", "seeds", "shots", "budget")
 """Said also where they are the defaults, which another version may have changed."""

@@ -13,9 +13,10 @@ from engine import prompts as prompt_kinds
 from engine import search
 from miniature import models
 from miniature import tasks as embedded
-from tuning import queryless, tasks
+from tuning import queryless
+from tuning.data import load_task
 from tuning.recipe import Recipe
-from tuning.table import Table
+from tuning.report.terminal_table import Table
 
 _POOREST_FIRST = ("labels", "topk", "scores", "features")
 
@@ -55,7 +56,7 @@ def list_prompts() -> list[dict[str, str]]:
 
 def list_tasks() -> list[dict[str, str]]:
     """URI or its form, what it is."""
-    return _with_embedded(tasks.FORMS, embedded.TASKS)
+    return _with_embedded(load_task.FORMS, embedded.TASKS)
 
 
 def list_boxes() -> list[dict[str, str]]:

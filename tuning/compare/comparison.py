@@ -19,9 +19,9 @@ from engine import search
 from engine.errors import RecipeError, nearest, shown
 from engine.settings import LONGEST_URI, Count, Positive, Seed, Steps, check, typed
 from tuning import queryless, settings_text
+from tuning.compare.sweep_spaces import Space, applied, crossed, in_words, split_spaces
+from tuning.compare.trial import Trial
 from tuning.recipe import make_recipe
-from tuning.spaces import Space, applied, crossed, in_words, split_spaces
-from tuning.trials import Trial
 
 SEARCHERS = ("random", "nevergrad", "optuna")
 

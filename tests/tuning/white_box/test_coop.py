@@ -13,8 +13,8 @@ from bench import admission
 from engine.boxes import open_box
 from engine.core import Array, Prompts, Split, Task
 from engine.errors import RecipeError, RefusedError
-from tuning.ceiling import CEILINGS, coop, encode, fit_coop
-from tuning.tasks import few_shot_rows, load_pool, load_task
+from tuning.data.load_task import few_shot_rows, load_pool, load_task
+from tuning.white_box.coop import CEILINGS, coop, encode, fit_coop
 
 COLORS = {"red": (210, 30, 30), "green": (30, 210, 30), "blue": (30, 30, 210), "grey": (120, 120, 120)}
 

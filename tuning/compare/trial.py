@@ -22,12 +22,12 @@ from engine.errors import ArtifactError, KeyholeError
 from engine.files import write_text
 from engine.loop import Step
 from tuning import queryless
+from tuning.compare.opened import opened
 from tuning.evaluate import evaluate
-from tuning.folder import RESULT, drop_checkpoint, read_history
 from tuning.lease import PATIENCE_S
-from tuning.opened import opened
 from tuning.recipe import Recipe, make_recipe
 from tuning.run import Tuning
+from tuning.run_folder import RESULT, drop_checkpoint, read_history
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuning.degrade import without_degradations
-from tuning.protocol import Comparison
-from tuning.spaces import in_words
-from tuning.table import Table, count, percent
+from tuning.compare.comparison import Comparison
+from tuning.compare.sweep_spaces import in_words
+from tuning.data.corruptions import without_degradations
+from tuning.report.terminal_table import Table, count, percent
 
 NARROW = 4
 """Most tasks that a terminal shows in columns of their own."""

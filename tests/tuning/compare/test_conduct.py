@@ -23,16 +23,16 @@ from engine.boxes import open_box
 from engine.boxes.toy import toy_task
 from engine.core import Prompts
 from engine.errors import ArtifactError, BoxError, RecipeError, TaskError
-from tuning.compare import Cluster
-from tuning.conduct import compare
+from tuning.compare.comparison import arms_of, flags_of, make_comparison, trials_of
+from tuning.compare.conduct import compare
+from tuning.compare.experiment_trackers import Board
+from tuning.compare.sweep_spaces import drawn, split_spaces
+from tuning.compare.trial import Trial, carry_out, done
+from tuning.compare.tune_runner import Cluster
+from tuning.data.load_task import load_task
 from tuning.evaluate import evaluate
 from tuning.lease import Lease
-from tuning.protocol import arms_of, flags_of, make_comparison, trials_of
-from tuning.report import rows_of, settings_of
-from tuning.spaces import drawn, split_spaces
-from tuning.tasks import load_task
-from tuning.track import Board
-from tuning.trials import Trial, carry_out, done
+from tuning.report.summary import rows_of, settings_of
 
 IN_TURN = Cluster(parallel=0)
 TIMES = {"seconds", "workers", "retries", "duplicates", "bytes", "fingerprint"}
@@ -76,7 +76,7 @@ def test_every_combination_once_and_all_names_differ():
 def test_the_page_of_the_documentation_is_a_comparison():
     import yaml
 
-    page = Path(__file__).parents[2] / "docs" / "compare.md"
+    page = Path(__file__).parents[3] / "docs" / "compare.md"
     (block,) = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
     comparison = make_comparison(yaml.safe_load(block))
     assert len(trials_of(comparison)) == 2 * 3 * 5
@@ -318,7 +318,7 @@ def coop_folder(tmp_path):
 def coop_settings(**changes):
     from tuning.recipe import load_recipe
 
-    settings = load_recipe(Path(__file__).parents[2] / "recipes" / "coop11.yaml")
+    settings = load_recipe(Path(__file__).parents[3] / "recipes" / "coop11.yaml")
     assert len(settings["tasks"]) == len(settings["gate"]["zero_shot"]) == 11
     kept = [task for task in settings["tasks"] if "oxford_pets" in task or "eurosat" in task]
     return {**settings, "tasks": kept, "boxes": ["toy:"], "shots": [4], "seeds": [1], "budget": 20,
@@ -406,22 +406,22 @@ def test_wandb_offline(tmp_path, ray_local, monkeypatch):
 
 
 def test_a_tracker_that_is_not_logged_in(monkeypatch):
-    from tuning import track
+    from tuning.compare import experiment_trackers
 
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(track, "installed", lambda name: True)
+    monkeypatch.setattr(experiment_trackers, "installed", lambda name: True)
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(api=SimpleNamespace(api_key=None)))
     with pytest.raises(RecipeError, match="wandb login"):
-        track.check(["wandb"])
+        experiment_trackers.check(["wandb"])
     monkeypatch.setenv("WANDB_MODE", "offline")
-    (tracker,) = track.check(["wandb"])
+    (tracker,) = experiment_trackers.check(["wandb"])
     told = tracker.settings(Path("runs", "c"))
     assert told == {"project": "keyhole", "group": "c", "dir": str(Path("runs", "c")), "mode": "offline"}
 
 
 def test_what_is_missing_is_said_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("tuning.track.installed", lambda name: False)
+    monkeypatch.setattr("tuning.compare.experiment_trackers.installed", lambda name: False)
     comparison = make_comparison({**TOY, "searcher": "optuna"})
     for trackers, hint in (["mlflw"], "mlflow"), (["mlflow"], r"\.\[mlflow\]"), ([], r"\.\[optuna\]"):
         with pytest.raises(RecipeError, match=hint):
@@ -431,7 +431,7 @@ def test_what_is_missing_is_said_before_anything_is_written(tmp_path, monkeypatc
 
 def test_a_folder_is_no_package(tmp_path, monkeypatch):
     """`wandb/` in the working directory, which a W&B run leaves there."""
-    from tuning.track import installed
+    from tuning.compare.experiment_trackers import installed
 
     (tmp_path / "some_tracker").mkdir()
     monkeypatch.syspath_prepend(tmp_path)

@@ -16,10 +16,10 @@ from engine.boxes import open_box
 from engine.core import Method, Task
 from engine.pool import Serial
 from engine.problem import OpenBox
+from tuning.data.load_task import few_shot, halve, load_pool, looked_over, part_of_test
 from tuning.recipe import Recipe, make_recipe
 from tuning.resolve import prompt_of
 from tuning.run import problem_of
-from tuning.tasks import few_shot, halve, load_pool, looked_over, part_of_test
 
 
 def opened(recipe: Recipe, method: Method | None) -> tuple[Task, Serial]:

@@ -27,16 +27,16 @@ from engine.errors import RecipeError, TaskError, nearest
 from engine.images import check_images
 from engine.noise import Purpose, rng
 from engine.parsing import parse_uri
-from tuning.degrade import TASK_OPTIONS, degraded, split_degradations
+from tuning.data.corruptions import TASK_OPTIONS, degraded, split_degradations
 
 HALVES = ("all", "base", "new")
 
 SCHEMES: dict[str, str] = {
     "mini": "miniature.tasks:load",
     "toy": "engine.boxes.toy:toy_task",
-    "folder": "tuning.layouts:folder",
-    "coop": "tuning.layouts:coop",
-    "hf": "tuning.hub:hub",
+    "folder": "tuning.data.folders:folder",
+    "coop": "tuning.data.folders:coop",
+    "hf": "tuning.data.huggingface:hub",
 }
 """Scheme -> `module:function`, resolved when first used.
 

@@ -24,16 +24,17 @@ from engine.artifact import Artifact
 from engine.boxes.toy import toy_task
 from engine.errors import BoxError, RecipeError
 from keyhole.cli import main
-from tuning import curves, provenance
-from tuning.command import command_of, words_of
-from tuning.compare import Cluster
-from tuning.conduct import compare
-from tuning.headline import headline
-from tuning.protocol import flags_of, make_comparison
-from tuning.report import remake, rows_of, settings_of
-from tuning.statistics import interval, paired_tests
-from tuning.tables import tables_of
-from tuning.track import Board
+from tuning.compare import provenance
+from tuning.compare.command import command_of, words_of
+from tuning.compare.comparison import flags_of, make_comparison
+from tuning.compare.conduct import compare
+from tuning.compare.experiment_trackers import Board
+from tuning.compare.tune_runner import Cluster
+from tuning.report import plots
+from tuning.report.headline import headline
+from tuning.report.statistics import interval, paired_tests
+from tuning.report.summary import remake, rows_of, settings_of
+from tuning.report.tables import tables_of
 
 IN_TURN = Cluster(parallel=0)
 TOY = {"tasks": ["toy:"], "boxes": ["toy:"], "seeds": [1, 2, 3], "shots": [4], "budget": 20,
@@ -221,7 +222,7 @@ def test_the_template_is_a_line_in_every_panel_of_accuracies(tmp_path, monkeypat
     for figure in drawn:
         for axes in figure.axes:
             for line in axes.lines:
-                if line.get_label() == curves.ZERO_SHOT["label"]:
+                if line.get_label() == plots.ZERO_SHOT["label"]:
                     assert line.get_linestyle() != "-" and axes.get_title() is not None
                     data = {"x": np.unique(line.get_xdata()), "y": np.unique(line.get_ydata())}
                     ((axis, value),) = [(k, v) for k, v in data.items() if tuple(v) != (0, 1)]
@@ -382,7 +383,7 @@ def test_a_bad_address_leaves_nothing_behind(tmp_path, nobody, capsys, address):
 def test_no_mistake_before_the_first_trial_leaves_a_folder(tmp_path, monkeypatch):
     with pytest.raises(RecipeError, match="gate.tolerence"):
         run(tmp_path / "c", gate={"tolerence": 0.1})
-    monkeypatch.setattr("tuning.compare.Connected.__enter__", lambda self: setattr(self, "own", True))
+    monkeypatch.setattr("tuning.compare.tune_runner.Connected.__enter__", lambda self: setattr(self, "own", True))
     monkeypatch.setattr("ray.nodes", lambda: [])
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2})
     comparison = make_comparison({**TOY, "pool.cpus": 1000})

@@ -16,7 +16,7 @@ import numpy as np
 from engine.core import Array, Split, Task
 from engine.errors import RecipeError, TaskError, extra
 from engine.images import Encoded, EncodedSource
-from tuning.layouts import DEFAULT_TEMPLATE, NO_IMAGES
+from tuning.data.folders import DEFAULT_TEMPLATE, NO_IMAGES
 
 
 def hub(

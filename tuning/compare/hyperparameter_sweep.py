@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.files import write_text
-from tuning.protocol import Arm, Comparison, arms_of, make_trial, search_name, tasks_of
-from tuning.spaces import Space, drawn, in_words
-from tuning.trials import ERROR, RESULT, STOPPED, TRIAL, Trial, looks
+from tuning.compare.comparison import Arm, Comparison, arms_of, make_trial, search_name, tasks_of
+from tuning.compare.sweep_spaces import Space, drawn, in_words
+from tuning.compare.trial import ERROR, RESULT, STOPPED, TRIAL, Trial, looks
 
 SEARCH = "search.json"
 

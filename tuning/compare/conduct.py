@@ -16,12 +16,15 @@ from typing import Any
 from engine.errors import ArtifactError, RecipeError, extra
 from engine.files import UnwritableError, write_text
 from engine.ray_start import check_room
-from tuning import choose, gate, provenance, report, settings_text, track
-from tuning.compare import Cluster, Connected, metrics_of, on_tune
+from tuning import settings_text
+from tuning.compare import experiment_trackers, provenance, zero_shot_gate
+from tuning.compare.comparison import Comparison, make_comparison, trials_of
+from tuning.compare.experiment_trackers import Board
+from tuning.compare.hyperparameter_sweep import Plan, choose
+from tuning.compare.trial import carry_out, done
+from tuning.compare.tune_runner import Cluster, Connected, metrics_of, on_tune
 from tuning.lease import Lease
-from tuning.protocol import Comparison, make_comparison, trials_of
-from tuning.track import Board
-from tuning.trials import carry_out, done
+from tuning.report.summary import remake
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ def compare(
         out: the comparison's folder, on a file system that all nodes share.
         resume: go on with a folder that was begun; finished trials are not repeated, failed ones tried again.
         cluster: where trials run.
-        trackers: of `tuning.track.TRACKERS`.
+        trackers: of `tuning.compare.experiment_trackers.TRACKERS`.
         board: told of every trial's progress.
         stop: set by whoever wants it to end early; the report is then of what is there.
 
@@ -55,7 +58,7 @@ def compare(
     """
     out, cluster = Path(out).absolute(), cluster or Cluster()
     board, stop = board or Board(lambda line: None), stop or threading.Event()
-    callbacks = track.check(trackers)
+    callbacks = experiment_trackers.check(trackers)
     comparison = _settled(comparison, out, resume, tune=cluster.parallel != 0)
     if PASSING in out.parts:
         log.warning(
@@ -65,7 +68,7 @@ def compare(
     started = time.monotonic()
     ray = Connected(cluster)
 
-    def run(folders: Sequence[Path], search: choose.Plan | None = None) -> None:
+    def run(folders: Sequence[Path], search: Plan | None = None) -> None:
         """Carry out what is not done yet."""
         todo = [folder for folder in folders if not done(folder)]
         board.expect(len(folders), len(folders) - len(todo))
@@ -84,11 +87,11 @@ def compare(
             if not resume:
                 _begin(comparison, out)
             with provenance.recorded(out, parallel=cluster.parallel, since=started):
-                gate.check(comparison, out / "gate", run)
-                chosen = choose.choose(comparison, out / "search", run, in_turn=cluster.parallel == 0)
+                zero_shot_gate.check(comparison, out / "gate", run)
+                chosen = choose(comparison, out / "search", run, in_turn=cluster.parallel == 0)
                 if not stop.is_set():
                     run([trial.write(out / TRIALS) for trial in trials_of(comparison, chosen)])
-            return report.remake(out)
+            return remake(out)
 
 
 @contextmanager
@@ -110,8 +113,8 @@ def _settled(comparison: Comparison | None, out: Path, resume: bool, *, tune: bo
         comparison = make_comparison(settings_text.read(file, "comparison"))
     assert comparison is not None
     trials_of(comparison)  # every mistake in the settings is found here ...
-    gate.published(comparison)  # ... or here
-    if tune and comparison.searcher == "optuna" and not track.installed("optuna"):
+    zero_shot_gate.published(comparison)  # ... or here
+    if tune and comparison.searcher == "optuna" and not experiment_trackers.installed("optuna"):
         raise RecipeError("searcher=optuna needs the package 'optuna'; " + extra("optuna"))
     return comparison
 

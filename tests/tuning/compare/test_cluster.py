@@ -17,7 +17,7 @@ import pytest
 
 from engine.boxes.toy import toy_task
 from engine.errors import BoxError, RecipeError
-from tuning.compare import Cluster, Connected
+from tuning.compare.tune_runner import Cluster, Connected
 
 COMMAND = [sys.executable, "-m", "keyhole", "compare", "comparison.yaml"]
 

@@ -23,9 +23,9 @@ from engine.errors import BoxError, RecipeError
 from engine.loop import Step
 from engine.pool import reach
 from engine.ray_start import keeping_sigterm
-from tuning import choose, track
-from tuning.track import Board
-from tuning.trials import ERROR, TRIAL, carry_out, done, write_error, write_stopped
+from tuning.compare.experiment_trackers import Board, Tracker
+from tuning.compare.hyperparameter_sweep import Plan
+from tuning.compare.trial import ERROR, TRIAL, carry_out, done, write_error, write_stopped
 
 log = logging.getLogger(__name__)
 
@@ -105,10 +105,10 @@ def on_tune(
     folders: Sequence[Path],
     out: Path,
     cluster: Cluster,
-    callbacks: Sequence[track.Tracker],
+    callbacks: Sequence[Tracker],
     board: Board,
     stop: threading.Event,
-    search: choose.Plan | None,
+    search: Plan | None,
 ) -> None:
     """Trials as Tune trials, as many at once as there is room for."""
     from ray import tune
@@ -181,7 +181,7 @@ def _domain(tune: Any, space: Any) -> Any:
     return getattr(tune, space.kind)(*space.values)
 
 
-def _searcher(search: choose.Plan) -> Any:
+def _searcher(search: Plan) -> Any:
     """Tune's searcher of this name; what was tried before is told first, and then costs nothing."""
     if search.searcher == "nevergrad":
         import nevergrad as ng
@@ -194,7 +194,7 @@ def _searcher(search: choose.Plan) -> Any:
     return OptunaSearch(seed=search.seed, points_to_evaluate=search.tried() or None)
 
 
-def _scheduler(search: choose.Plan) -> Any:
+def _scheduler(search: Plan) -> Any:
     """ASHA (Li et al. 2020, arXiv 1810.05934) over evaluations."""
     from ray.tune.schedulers import ASHAScheduler
 

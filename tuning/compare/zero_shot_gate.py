@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.errors import RecipeError, TaskError
-from tuning.protocol import Arm, Comparison, fill, make_trial
-from tuning.trials import ERROR, RESULT
+from tuning.compare.comparison import Arm, Comparison, fill, make_trial
+from tuning.compare.trial import ERROR, RESULT
 
 TOLERANCE = 0.015
 """Published values are of fp16 weights and rounded; a wrong template or activation moves accuracy by more."""

@@ -17,12 +17,12 @@ from typing import Any
 
 import yaml
 
-from tuning.command import command_of, uses_files_of
-from tuning.protocol import Comparison
-from tuning.provenance import now
-from tuning.table import Table, count
-from tuning.tables import places_of
-from tuning.trials import UNBEGUN, UNFINISHED
+from tuning.compare.command import command_of, uses_files_of
+from tuning.compare.comparison import Comparison
+from tuning.compare.provenance import now
+from tuning.compare.trial import UNBEGUN, UNFINISHED
+from tuning.report.tables import places_of
+from tuning.report.terminal_table import Table, count
 
 TEMPLATE = "page.html.j2"
 CAPTIONS = {

@@ -11,14 +11,14 @@ import pytest
 
 from engine.errors import ArtifactError
 from keyhole.cli import main
-from tuning.compare import Cluster
-from tuning.conduct import compare
-from tuning.protocol import make_comparison
-from tuning.report import COLUMNS, remake, settings_of
-from tuning.statistics import holm, interval, mean_ranks, paired_tests
-from tuning.table import Table, count, percent
-from tuning.tables import tables_of
-from tuning.track import Board
+from tuning.compare.comparison import make_comparison
+from tuning.compare.conduct import compare
+from tuning.compare.experiment_trackers import Board
+from tuning.compare.tune_runner import Cluster
+from tuning.report.statistics import holm, interval, mean_ranks, paired_tests
+from tuning.report.summary import COLUMNS, remake, settings_of
+from tuning.report.tables import tables_of
+from tuning.report.terminal_table import Table, count, percent
 
 
 @pytest.fixture(scope="module")

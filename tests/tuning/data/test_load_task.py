@@ -17,8 +17,8 @@ from PIL import Image
 from engine.core import Split, Task
 from engine.errors import RecipeError, TaskError
 from engine.images import Files
-from tuning import tasks
-from tuning.tasks import few_shot, halve, load_pool, load_task
+from tuning.data import load_task as tasks
+from tuning.data.load_task import few_shot, halve, load_pool, load_task
 
 
 def picture(path: Path, number: int) -> Path:
@@ -325,7 +325,7 @@ def test_coop_errors_name_what_is_wrong(tmp_path: Path) -> None:
         ("folde:x", "names no known scheme.*did you mean 'folder'"),
         ("digits", "names no known scheme"),
         ("no.such.package:load", "no.such.package:load cannot be imported"),
-        ("tuning.tasks:no_such_function", "no_such_function cannot be imported"),
+        ("tuning.data.load_task:no_such_function", "no_such_function cannot be imported"),
         ("hf:org/name", "needs the package 'datasets'"),
     ],
 )
@@ -373,7 +373,7 @@ def test_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
     module.bare = lambda: replace(pool_of({"a": 9, "b": 9}), template="{} and {}")
     monkeypatch.setitem(sys.modules, "outside", types.ModuleType("outside"))
     monkeypatch.setitem(sys.modules, "outside.data", module)
-    monkeypatch.setattr("tuning.tasks.looked_over", lambda task: task)  # these files are names alone
+    monkeypatch.setattr("tuning.data.load_task.looked_over", lambda task: task)  # these files are names alone
     task = load_task("outside.data:load:big?size=12", shots=8)
     assert task.classes == ("big one", "two") and task.uri == "outside.data:load:big?size=12"
     with pytest.raises(RecipeError, match="size='many' must be a whole number"):

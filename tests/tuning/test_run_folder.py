@@ -17,10 +17,10 @@ import engine.files
 from engine.checkpoint import load_state, save_state
 from engine.errors import ArtifactError, BoxError, KeyholeError
 from engine.pool import Serial
-from tuning.folder import CHECKPOINT, HISTORY, RECIPE, RESULT, read_history, read_result, resumed_recipe
 from tuning.lease import LEASE, Lease
 from tuning.recipe import load_recipe, make_recipe
 from tuning.run import Tuning
+from tuning.run_folder import CHECKPOINT, HISTORY, RECIPE, RESULT, read_history, read_result, resumed_recipe
 
 TOY = {"task": "toy:", "box": "toy:", "budget": 40.0, "shots": 2, "checkpoint_s": 0.0}
 METHODS = ("sketch", "momentum", "nevergrad:DiagonalCMA", "craft", "bpt-vlm", "sharpzo", "zip")
@@ -205,7 +205,7 @@ def test_a_history_of_something_else_is_one_sentence(tmp_path, data):
 
 def test_the_history_is_on_disk_before_the_state_that_counts_on_it(tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr("tuning.folder.append_lines", lambda path, lines: order.append("history"))
+    monkeypatch.setattr("tuning.run_folder.append_lines", lambda path, lines: order.append("history"))
     monkeypatch.setattr("engine.checkpoint.save_state", lambda path, state: order.append("state"))
     finished(tmp_path / "run", budget=10.0)
     assert order[:4] == ["history", "state"] * 2

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import RecipeError, extra, nearest
-from tuning.trials import ERROR, RESULT, STOPPED
+from tuning.compare.trial import ERROR, RESULT, STOPPED
 
 REDRAW_S = 0.2
 

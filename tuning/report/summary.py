@@ -14,13 +14,15 @@ from typing import Any
 
 from engine.errors import ArtifactError, KeyholeError
 from engine.files import write_text
-from tuning import curves, page, provenance, settings_text
-from tuning.folder import HISTORY, RECIPE, RESULT
-from tuning.headline import headline
-from tuning.protocol import Comparison, make_comparison, trials_of
-from tuning.statistics import interval, mean_ranks, paired_tests
-from tuning.tables import tables_of
-from tuning.trials import ERROR, READS, TRIAL, UNBEGUN, UNFINISHED, Trial, looks
+from tuning import settings_text
+from tuning.compare import provenance
+from tuning.compare.comparison import Comparison, make_comparison, trials_of
+from tuning.compare.trial import ERROR, READS, TRIAL, UNBEGUN, UNFINISHED, Trial, looks
+from tuning.report import html, plots
+from tuning.report.headline import headline
+from tuning.report.statistics import interval, mean_ranks, paired_tests
+from tuning.report.tables import tables_of
+from tuning.run_folder import HISTORY, RECIPE, RESULT
 
 COLUMNS = (
     "task", "box", "method", "prompt", "head", "shots", "seed", "budget", "evaluations", "pairs", "test_pairs",
@@ -45,8 +47,8 @@ def remake(out: str | Path) -> dict[str, Any]:
     summary = summary_of(out, comparison, rows)
     write_text(out / "results.csv", _csv(rows))
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
-    drawn = curves.draw([(row, looks(out / "trials" / row["trial"])) for row in rows if not row["error"]], out)
-    write_text(out / "report.html", page.render(out, comparison, summary, tables_of(comparison, summary), drawn))
+    drawn = plots.draw([(row, looks(out / "trials" / row["trial"])) for row in rows if not row["error"]], out)
+    write_text(out / "report.html", html.render(out, comparison, summary, tables_of(comparison, summary), drawn))
     return summary
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from engine.core import Array
 from engine.files import replacing
-from tuning.statistics import interval
-from tuning.table import count
+from tuning.report.statistics import interval
+from tuning.report.terminal_table import count
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F4F24", "#000000")
 """Okabe and Ito's palette, told apart by colour-blind readers; markers and dashes tell the same again."""

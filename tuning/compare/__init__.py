@@ -1,0 +1,1 @@
+"""Comparisons: many runs side by side on Ray Tune."""

@@ -1,0 +1,1 @@
+"""Tasks: from a URI to images, labels and a few-shot sample."""

@@ -1,0 +1,1 @@
+"""What a comparison found: numbers, tables, pictures, a page."""

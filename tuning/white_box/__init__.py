@@ -1,0 +1,1 @@
+"""References by back-propagation, for reports only: what a method with gradients would reach."""

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from engine.classifier import Classifier
 from engine.errors import ArtifactError, TaskError
 from engine.files import unwritable, write_text
-from engine.phases import advance, after, phase
+from engine.phases import advance, phase
 from tuning.layouts import EXTENSIONS
 
 COLUMNS = ["file", "label", "probability", "error"]
@@ -53,7 +53,7 @@ def predict(classifier: Classifier, images: Sequence[Path], out: Path, *, box_ur
         left = [name for name in files if name not in rows]
         if left:
             classifier = classifier.open(box_uri)
-            with phase("predicting", len(files)), after(len(files) - len(left)):
+            with phase("predicting", len(left)):
                 answers = classifier.each(files[name] for name in left)
                 for number, (name, answer) in enumerate(zip(left, answers, strict=True), 1):
                     row = ["", "", str(answer)]

@@ -104,6 +104,15 @@ class Artifact:
             ) from error
         return cls(meta=meta, arrays=arrays)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that it holds: what tells it from every other artifact."""
+        arrays = {
+            name: [array.dtype.str, array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()]
+            for name, array in self.arrays.items()
+        }
+        return hashlib.sha256(json.dumps([self.meta, arrays], sort_keys=True).encode()).hexdigest()
+
     def head(self) -> Head | None:
         """The trained head that it holds."""
         from engine.artifact_schema import head_of

@@ -127,15 +127,25 @@ def _readable(file: BinaryIO, size: int, name: str) -> Iterator[Image.Image]:
     """An image opened and not decoded yet, within the limits. All that fails in the block is a TaskError."""
     if size > MAX_BYTES:
         raise _too_long(name, size)
+    with _named(name, empty=not size), Image.open(file) as image:
+        _check_pixels(image, name)
+        yield image
+
+
+def _check_pixels(image: Image.Image, name: str) -> None:
+    """Raise TaskError where there are too many."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise TaskError(
+            f"{name}: {width} x {height} pixels, and an image may have {MAX_PIXELS} at most; shrink or remove it"
+        )
+
+
+@contextmanager
+def _named(name: str, *, empty: bool = False) -> Iterator[None]:
+    """All that fails in the block is a TaskError that names the image."""
     try:
-        with Image.open(file) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise TaskError(
-                    f"{name}: {width} x {height} pixels, and an image may have {MAX_PIXELS} at most; "
-                    "shrink or remove it"
-                )
-            yield image
+        yield
     except TaskError:
         raise
     except Image.DecompressionBombError as error:
@@ -143,7 +153,7 @@ def _readable(file: BinaryIO, size: int, name: str) -> Iterator[Image.Image]:
     except Exception as error:  # Pillow's decoders fail with OSError, SyntaxError, struct.error, zlib.error and others
         reason = str(error).replace(repr(error), "") or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
-            reason = "no known image format" if size else "it is empty"
+            reason = "it is empty" if empty else "no known image format"
         raise TaskError(f"{name}: not a readable image ({reason}); repair or remove it") from error
 
 
@@ -237,11 +247,69 @@ class Files(EncodedSource):
             check(file, size, self.paths[row])
 
 
+ImageLike = str | Path | bytes | Image.Image | Array
+"""An image as a caller has it: a path, encoded bytes, a PIL image or uint8 RGB `(h, w, 3)`."""
+
+
+def as_many(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
+    """The images of an argument that is one or many; an array of more axes than an image's is many."""
+    single = isinstance(images, str | Path | bytes | Image.Image) or (
+        isinstance(images, np.ndarray) and images.ndim != 4
+    )
+    return images if isinstance(images, Iterable) and not single else (images,)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An `ImageSource` of images as a caller has them, mixed."""
+
+    images: tuple[ImageLike, ...]
+    first: int = 0
+    """Number of the first, for messages."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def fetch(self, row: int) -> Array | Encoded:
+        """One image, decoded or as it lies. Raises TaskError naming it where it is none."""
+        image, name = self.images[row], f"image {self.first + row}"
+        if isinstance(image, str | Path):
+            return _read(image)
+        if isinstance(image, bytes):
+            return Encoded(image, name)
+        if isinstance(image, Image.Image):
+            with _named(name):
+                _check_pixels(image, name)
+                return np.asarray(_rgb(ImageOps.exif_transpose(image), name))
+        kind = f"a {type(image).__name__}"
+        if isinstance(image, np.ndarray):
+            if (image.dtype, image.shape[2:]) == (np.uint8, (3,)) and 0 < image.size <= 3 * MAX_PIXELS:
+                return image
+            kind = f"{image.dtype} {image.shape}"
+        raise TaskError(
+            f"{name} is {kind}; give a path, encoded bytes, a PIL image or uint8 RGB (h, w, 3) of {MAX_PIXELS} pixels "
+            "at most"
+        )
+
+    def read(self, rows: Sequence[int]) -> list[Array]:
+        """uint8 RGB `(h, w, 3)` of these rows. Raises TaskError naming one that cannot be read."""
+        found = (self.fetch(row) for row in rows)
+        return [image.decode() if isinstance(image, Encoded) else image for image in found]
+
+    def wrong(self, row: int) -> TaskError | None:
+        """Why the image of this row cannot be read; None: it can."""
+        try:
+            self.read([row])
+        except TaskError as error:
+            return error
+        return None
+
+
 def one_by_one(source: ImageSource, rows: Sequence[int]) -> Iterator[Array | Encoded]:
     """The images of these rows, one at a time, encoded where they lie so. Raises TaskError naming one that fails."""
     source, rows = _origin(source, rows)
     for row in rows:
-        if isinstance(source, EncodedSource):
+        if isinstance(source, EncodedSource | Given):
             yield source.fetch(row)
         else:
             yield from source.read([row])

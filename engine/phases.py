@@ -40,6 +40,7 @@ class Phase:
 
 
 _now: ContextVar[tuple[Phase, float] | None] = ContextVar("phase", default=None)
+_before: ContextVar[int] = ContextVar("before", default=0)
 
 
 @contextmanager
@@ -48,19 +49,30 @@ def phase(what: str, total: int = 0) -> Iterator[None]:
 
     Also a decorator of a function that is such a phase.
     """
-    token = _now.set((Phase(what=what, total=total), time.monotonic()))
+    token, counted = _now.set((Phase(what=what, total=total), time.monotonic())), _before.set(0)
     advance(0)
     try:
         yield
     finally:
         _tell(ended=True)
         _now.reset(token)
+        _before.reset(counted)
         _tell()
 
 
 def advance(done: int) -> None:
     """Say how many of the phase's total are done; nothing outside of a phase."""
-    _tell(done=done)
+    _tell(done=_before.get() + done)
+
+
+@contextmanager
+def after(done: int) -> Iterator[None]:
+    """Count what the block does as more than so many that were done before: it is a part of the phase."""
+    token = _before.set(_before.get() + done)
+    try:
+        yield
+    finally:
+        _before.reset(token)
 
 
 def _tell(**changes: int | bool) -> None:

@@ -2,17 +2,33 @@
 
 import keyhole
 result = keyhole.tune("runs/digits", task="mini:digits", budget=500)
+labels, probabilities = keyhole.load("runs/digits").predict(["a.png", "b.png"])
+
+Whatever is heavy is imported when it is first used.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.artifact import Artifact
-    from engine.core import BlackBox, Task
+    from engine.classifier import Classifier
+    from engine.core import BlackBox, Split, Task
+    from tuning.evaluate import Evaluation
+
+__all__ = ["Classifier", "evaluate", "load", "load_task", "open_box", "tune"]
+
+_LAZY = {"Classifier": "engine.classifier"}
+"""Name -> module that it is imported from when it is first used."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
 
 
 def tune(out: str | Path, *, recipe: str | Path | Mapping[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
@@ -35,11 +51,35 @@ def tune(out: str | Path, *, recipe: str | Path | Mapping[str, Any] | None = Non
     return run.result
 
 
-def load(folder: str | Path) -> Artifact:
-    """The artifact of a run folder."""
-    from engine.artifact import Artifact
+def load(folder: str | Path, device: str = "cpu") -> Classifier:
+    """The classifier that a run left, or that `Classifier.save` wrote.
 
-    return Artifact.load(folder)
+    Args:
+        folder: A run folder or an artifact folder.
+        device: Where its box computes, in torch's words: also another than it was tuned on.
+
+    Raises:
+        ArtifactError: There is none, it is damaged, or of another version.
+    """
+    from engine.classifier import Classifier
+
+    return Classifier.load(folder, device)
+
+
+def evaluate(classifier: Classifier, split: Split) -> Evaluation:
+    """Accuracy on images whose labels are known: `evaluate(load("runs/digits"), task.test).accuracy`.
+
+    Args:
+        classifier: What `load` gives, or bound to another box (`Classifier.bind`).
+        split: Images and labels, which count in the order of `classifier.classes`.
+
+    Raises:
+        TaskError: The split is empty or has labels beyond the classes; an image cannot be read.
+        ArtifactError: The artifact does not fit its box.
+    """
+    from tuning.evaluate import measure
+
+    return measure(classifier, split)
 
 
 def open_box(uri: str, *, classes: Sequence[str], template: str = "a photo of a {}.", device: str = "cpu") -> BlackBox:

@@ -149,6 +149,40 @@ def eval_command(
     _print(facts, as_json)
 
 
+@cli.command("predict")
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("more", nargs=-1, metavar="", type=click.Path(path_type=Path))
+@click.option(
+    "--images", required=True, metavar="FOLDER|FILE...", type=click.Path(path_type=Path), help="What to read."
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The CSV; one that was begun is continued.")
+@click.option("--box", help="Another box than it was tuned on.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda: also another than it was tuned on.")
+@as_json
+def predict_command(
+    run_folder: Path, more: tuple[Path, ...], images: Path, out: Path, box: str | None, device: str, as_json: bool
+) -> None:
+    """Label images with a finished run.
+
+    Writes file, label, probability and, of images that cannot be read, error.
+
+    \b
+    keyhole predict runs/digits --images photos --out predictions.csv
+    """
+    from engine.classifier import Classifier
+    from tuning.predict import predict
+    from tuning.progress import Progress
+
+    try:
+        with Progress():
+            facts = predict(Classifier.load(run_folder, device), [images, *more], out, box_uri=box)
+    except KeyboardInterrupt:
+        _stop(f"interrupted; the same command goes on with {out}", out, as_json)
+    if facts["unreadable"]:
+        click.echo(f"{facts['unreadable']:,} images could not be read: column error of {out} says why", err=True)
+    _print(facts if as_json else {name: facts[name] for name in facts if name != "classes"}, as_json)
+
+
 @cli.command("compare", cls=_Configured, settings="tuning.compare.comparison:Comparison")
 @click.argument("settings", nargs=-1, metavar="[COMPARISON.yaml] [KEY=VALUE]...")
 @click.option("--tasks", help="Task URIs, divided by commas.")
@@ -183,10 +217,9 @@ def compare_command(
     keyhole compare recipes/coop11.yaml --data ~/coop --out runs/coop11
     keyhole compare --resume runs/compare
     """
-    from tuning.compare import conduct
     from tuning.compare.comparison import flags_of, make_comparison, split_list
     from tuning.compare.experiment_trackers import Board
-    from tuning.compare.tune_runner import Cluster
+    from tuning.compare.tune_runner import Cluster, conduct
     from tuning.recipe import load_recipe
     from tuning.report.summary import text
 
@@ -279,10 +312,13 @@ def _answer(facts: Mapping[str, Any]) -> None:
 
 
 def _interrupted(command: str, folder: Path, as_json: bool, facts: Mapping[str, Any] | None = None) -> NoReturn:
-    sentence = f"interrupted; go on with: keyhole {command} --resume {folder}"
+    _stop(f"interrupted; go on with: keyhole {command} --resume {folder}", folder, as_json, facts)
+
+
+def _stop(sentence: str, resume: Path, as_json: bool, facts: Mapping[str, Any] | None = None) -> NoReturn:
     click.echo(sentence, err=True)
     if as_json:
-        _answer({**(facts or {}), "error": sentence, "resume": str(folder)})
+        _answer({**(facts or {}), "error": sentence, "resume": str(resume)})
     raise click.exceptions.Exit(INTERRUPTED)
 
 

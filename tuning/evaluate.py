@@ -5,21 +5,50 @@ Knows nothing of how the artifact was found.
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from engine.artifact import Artifact
-from engine.boxes import open_box
-from engine.core import Array, BlackBox, Outputs, Prompts, Task
-from engine.errors import ArtifactError
-from engine.heads import inputs, on_scores
+from engine.classifier import Classifier
+from engine.core import Split, Task
+from engine.errors import ArtifactError, TaskError
 from engine.phases import phase
-from engine.threads import limited
 from tuning.data.load_task import halve, load_pool, looked_over, part_of_test
 
 AGREE = 0.01
 """How far an accuracy read again may be from the recorded one, at least two images: another device's roundings."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What a split says of a classifier. Accuracies are fractions of 1."""
+
+    images: int
+    zero_shot_accuracy: float
+    """Of the bare template on the same box."""
+    accuracy: float
+
+
+def measure(classifier: Classifier, split: Split) -> Evaluation:
+    """Accuracy of a classifier on images whose labels are known.
+
+    Args:
+        classifier: Bound to any box.
+        split: Images and labels, which count in the order of `classifier.classes`.
+
+    Raises:
+        TaskError: The split is empty or has labels beyond the classes; an image cannot be read.
+        ArtifactError: The artifact does not fit its box.
+    """
+    if not len(split) or split.labels.max() >= len(classifier.classes):
+        raise TaskError(
+            f"the split has {len(split)} images with labels up to {split.labels.max(initial=0)}, the classifier "
+            f"{len(classifier.classes)} classes; give a split of the task that it is for"
+        )
+    with phase("encoding test images", len(split)):
+        tuned, plain = classifier.answers(split.source)
+    found = [float((outputs.predictions()[0] == split.labels).mean()) for outputs in (plain, tuned)]
+    return Evaluation(images=len(split), zero_shot_accuracy=found[0], accuracy=found[1])
 
 
 def evaluate(
@@ -55,35 +84,21 @@ def evaluate(
     if task_uri is None and half is None:
         _check_task(artifact, task)
     looked_over(task, ("test",))
-    with phase(f"opening {box_uri or meta['box']}"):
-        box = open_box(box_uri or meta["box"], classes=task.classes, template=task.template, device=device)
-    if box_uri is None and box.spec.identity != meta["identity"]:
-        both = {**meta["identity"], **box.spec.identity}
-        differing = sorted(k for k in both if meta["identity"].get(k) != box.spec.identity.get(k))
-        raise ArtifactError(
-            f"the artifact was tuned on another {meta['box']}: {', '.join(differing)} differ; "
-            f"name a box on purpose with --box {meta['box']}"
-        )
-    with limited(1):  # as the run did
-        with phase("encoding test images", len(task.test)):
-            staged, rows = box.stage(task.test.source), np.arange(len(task.test))
-        plain = box.answer(Prompts(count=1), staged, rows)
-        predicted = _predictions(artifact, box, plain, staged, rows, list(task.classes))
-    found = {
-        "zero_shot_accuracy": float((plain.predictions()[0] == task.test.labels).mean()),
-        "accuracy": float((predicted == task.test.labels).mean()),
-    }
-    as_recorded = task_uri is None and box_uri is None and half is None and len(rows) == meta["metrics"]["test_images"]
+    classifier = Classifier(artifact, device=device).open(box_uri, classes=task.classes, template=task.template)
+    found = measure(classifier, task.test)
+    as_recorded = task_uri is None and box_uri is None and half is None
+    as_recorded = as_recorded and found.images == meta["metrics"]["test_images"]
     recorded = meta["metrics"]["accuracy"] if as_recorded else None
     if recorded is not None:
-        _check_recorded(artifact, found, len(rows))
+        _check_recorded(artifact, found)
     return {
         "task": task.uri,
-        "box": box.spec.uri,
+        "box": classifier.box.spec.uri,
         "method": meta["method"],
-        "images": len(rows),
-        "images_of": task.test_of or len(rows),
-        **found,
+        "images": found.images,
+        "images_of": task.test_of or found.images,
+        "zero_shot_accuracy": found.zero_shot_accuracy,
+        "accuracy": found.accuracy,
         "recorded_accuracy": recorded,
     }
 
@@ -106,61 +121,12 @@ def _check_task(artifact: Artifact, task: Task) -> None:
         )
 
 
-def _check_recorded(artifact: Artifact, found: dict[str, float], images: int) -> None:
+def _check_recorded(artifact: Artifact, found: Evaluation) -> None:
     """That what the run measured is found again: where it is not, the artifact or the images are not what they were."""
-    for name, accuracy in found.items():
-        recorded = artifact.meta["metrics"][name]
-        if abs(accuracy - recorded) > max(AGREE, 2 / images):
+    for name in ("zero_shot_accuracy", "accuracy"):
+        recorded, accuracy = artifact.meta["metrics"][name], asdict(found)[name]
+        if abs(accuracy - recorded) > max(AGREE, 2 / found.images):
             raise ArtifactError(
                 f"the artifact records {name} {recorded:.4f}, but {accuracy:.4f} is found: it or the task's images "
                 f"have changed; to evaluate it all the same, name its task with --task {artifact.meta['task']['uri']}"
             )
-
-
-def _predictions(
-    artifact: Artifact, box: BlackBox, plain: Outputs, staged: Any, rows: Array, classes: list[str]
-) -> Array:
-    prompts = _prompts(artifact, box)
-    prompted = box.answer(prompts, staged, rows) if prompts.needs() else plain
-    head = artifact.head()
-    if head is None:
-        _check_finite(prompted.image, prompted.text, prompted.scores)
-        return prompted.predictions()[0]
-    name = artifact.meta["head"]
-    read = inputs(name, prompted)
-    if read is None:
-        what = "scores" if on_scores(name) else "image features"
-        raise ArtifactError(f"the artifact is a head on {what}, which this box does not give")
-    if classes != artifact.meta["classes"] or read.shape[1] != head.width:
-        raise ArtifactError("a head fits only the classes and the features that it was trained on")
-    with np.errstate(over="ignore", invalid="ignore"):
-        scores = head.scores(read)
-    _check_finite(scores)
-    return scores.argmax(-1)
-
-
-def _check_finite(*answers: Array | None) -> None:
-    for answer in answers:
-        if answer is not None and not np.isfinite(answer).all():
-            raise ArtifactError("the answers to the artifact's prompt are not finite numbers; tune it again")
-
-
-def _prompts(artifact: Artifact, box: BlackBox) -> Prompts:
-    """The artifact's prompt, checked against what this box takes; what equals the template's own is left to the box."""
-    context, pixels, spec = artifact.arrays.get("context"), artifact.arrays.get("pixels"), box.spec
-    if context is not None and (spec.text is None or spec.text.context.shape[1] != context.shape[-1]):
-        took = "no text context" if spec.text is None else f"vectors {spec.text.context.shape[1]} wide"
-        raise ArtifactError(f"the artifact's context is {context.shape[-1]} wide, {spec.uri} takes {took}")
-    if context is not None and context.ndim == 3 and list(spec.classes) != artifact.meta["classes"]:
-        context = context.mean(0)  # classes that it was not tuned for get what its own have in common
-    if context is not None and spec.text is not None and context.shape[-2:] == spec.text.context.shape:
-        context = None if (context == spec.text.context).all() else context
-    side, words = spec.image_size, artifact.words()
-    if pixels is not None and pixels.shape != (3, side, side):
-        raise ArtifactError(f"the artifact's frame is {pixels.shape[-1]} pixels wide, {spec.uri} takes {side}")
-    return Prompts(
-        count=1,
-        context=None if context is None else context[None],
-        pixels=None if pixels is None or not pixels.any() else pixels[None],
-        words=None if words in (None, spec.template) else (words,),
-    )

@@ -74,3 +74,14 @@ def test_what_workers_do_is_said_too(ray_local, heard):
         "encoding train images in 1 worker",
         "encoding val images in 1 worker",
     ]
+
+
+def test_a_part_counts_on_from_what_was_done_before(heard):
+    with phases.phase("outer", 100):
+        for done in (10, 20):
+            with phases.after(done):
+                phases.advance(1)
+                with phases.phase("inner", 5):
+                    phases.advance(2)
+    told = [(one.what, one.done) for one in heard() if one.done and not one.ended]
+    assert told == [("outer", 11), ("inner", 2), ("outer", 21), ("inner", 2)]

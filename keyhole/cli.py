@@ -217,9 +217,10 @@ def compare_command(
     keyhole compare recipes/coop11.yaml --data ~/coop --out runs/coop11
     keyhole compare --resume runs/compare
     """
+    from tuning.compare import conduct
     from tuning.compare.comparison import flags_of, make_comparison, split_list
     from tuning.compare.experiment_trackers import Board
-    from tuning.compare.tune_runner import Cluster, conduct
+    from tuning.compare.tune_runner import Cluster
     from tuning.recipe import load_recipe
     from tuning.report.summary import text
 

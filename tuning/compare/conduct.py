@@ -17,19 +17,12 @@ from engine.errors import ArtifactError, RecipeError, extra
 from engine.files import UnwritableError, write_text
 from engine.ray_start import check_room
 from tuning import settings_text
+from tuning.compare import experiment_trackers, provenance, zero_shot_gate
 from tuning.compare.comparison import Comparison, make_comparison, trials_of
 from tuning.compare.experiment_trackers import Board
 from tuning.compare.hyperparameter_sweep import Plan, choose
 from tuning.compare.trial import carry_out, done
-from tuning.compare.tune_runner import (
-    Cluster,
-    Connected,
-    experiment_trackers,
-    metrics_of,
-    on_tune,
-    provenance,
-    zero_shot_gate,
-)
+from tuning.compare.tune_runner import Cluster, Connected, metrics_of, on_tune
 from tuning.lease import Lease
 from tuning.report.summary import remake
 

@@ -15,12 +15,12 @@ from typing import Any
 from engine.errors import ArtifactError, KeyholeError
 from engine.files import write_text
 from tuning import settings_text
+from tuning.compare import provenance
 from tuning.compare.comparison import Comparison, make_comparison, trials_of
 from tuning.compare.trial import ERROR, READS, TRIAL, UNBEGUN, UNFINISHED, Trial, looks
-from tuning.compare.tune_runner import provenance
+from tuning.report import html, plots
 from tuning.report.headline import headline
 from tuning.report.statistics import interval, mean_ranks, paired_tests
-from tuning.report.summary import html, plots
 from tuning.report.tables import tables_of
 from tuning.run_folder import HISTORY, RECIPE, RESULT
 

@@ -406,7 +406,7 @@ def test_wandb_offline(tmp_path, ray_local, monkeypatch):
 
 
 def test_a_tracker_that_is_not_logged_in(monkeypatch):
-    from tuning.compare.tune_runner import experiment_trackers
+    from tuning.compare import experiment_trackers
 
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)

@@ -24,11 +24,12 @@ from engine.artifact import Artifact
 from engine.boxes.toy import toy_task
 from engine.errors import BoxError, RecipeError
 from keyhole.cli import main
+from tuning.compare import provenance
 from tuning.compare.command import command_of, words_of
 from tuning.compare.comparison import flags_of, make_comparison
 from tuning.compare.conduct import compare
 from tuning.compare.experiment_trackers import Board
-from tuning.compare.tune_runner import Cluster, provenance
+from tuning.compare.tune_runner import Cluster
 from tuning.report.headline import headline
 from tuning.report.statistics import interval, paired_tests
 from tuning.report.summary import plots, remake, rows_of, settings_of

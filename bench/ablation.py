@@ -18,7 +18,7 @@ from bench.search_trials import Arm
 from engine.core import Array, Feedback, Outputs, Reply
 from engine.search import sketch
 from engine.search.sketch import Sketch, SketchSearch
-from engine.search.solver import Paid, Target, mean_loss
+from engine.search.solver import Paid, mean_loss
 from engine.search.tables import Table
 
 NUDGE = 0.02
@@ -58,10 +58,10 @@ class _GradientSearch(SketchSearch):
             sketch.solve = solve
 
 
-def _gradient_step(table: Table, target: Target, mix: Array, paid: Paid, start: Array | None = None) -> Array:
+def _gradient_step(table: Table, labels: Array, mix: Array, paid: Paid, start: Array | None = None) -> Array:
     """As `solver.solve`, the loss on the table replaced by its tangent plane at a = 0."""
     parts, num, memory = mix.shape
-    _, by_weights = mean_loss(table, target, np.zeros((parts, memory)))
+    _, by_weights = mean_loss(table, labels, np.zeros((parts, memory)))
     slope = np.matmul(mix, by_weights[..., None])[..., 0].ravel()
     # What is paid is quadratic: its gradients at zero and at the unit steps are all of it.
     first = paid(np.zeros((parts, num)))[1].ravel()
@@ -75,7 +75,7 @@ def _gradient_step(table: Table, target: Target, mix: Array, paid: Paid, start: 
 
 @dataclass(frozen=True, kw_only=True)
 class LossesOnly(Sketch):
-    """sketch that is told one number a candidate, as every scalar rule is. `anchor` has to be 0.
+    """sketch that is told one number a candidate, as every scalar rule is.
 
     One number does not fall into classes, so neither does theta.
     """

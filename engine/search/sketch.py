@@ -36,9 +36,9 @@ from engine import noise
 from engine.checkpoint import Like, arrays_like, number, whole_number
 from engine.core import Array, Feedback, Needs, Outputs
 from engine.errors import ArtifactError, RecipeError, RefusedError
-from engine.search.solver import Paid, Target, mean_loss, solve
+from engine.search.solver import Paid, mean_loss, solve
 from engine.search.tables import Features, Scores, Table
-from engine.settings import Count, Positive, Range, ShareBelowOne, Steps, Weight, check
+from engine.settings import Count, Positive, Range, Steps, Weight, check
 
 Parts = dict[str, Array]
 """A table, or a stack of them, by what it holds: `scores`, or `text` and `image` features."""
@@ -76,10 +76,6 @@ class Sketch:
     """eps: what a step pays where the Jacobian is known, as a share of what it pays where nothing is."""
     damping: Positive = 0.3
     """First lambda."""
-    anchor: ShareBelowOne = 0.0
-    """Share of the scores at theta = 0 in the target."""
-    pull: Weight = 0.0
-    """Weight of 1/2 the mean square of theta's entries in the loss: a pull to theta = 0."""
     coupling: Weight = 2.0
     """Weight of 1/2 the mean square of the parts' departures from their mean in the loss; nothing where G is 1."""
     parts: Steps | None = None
@@ -112,7 +108,7 @@ class SketchSearch:
 
     What holds for other rows than it was taken on: text features do, so that with minibatches nothing is asked twice.
     Scores and image features do not: when the labels of a round differ from those before (rows are drawn anew), memory
-    is dropped, and from then on every round begins with theta (and the template, for the anchor) on its own rows.
+    is dropped, and from then on every round begins with theta on its own rows.
     """
 
     def __init__(self, method: Sketch, dim: int, budget: float, seed: int) -> None:
@@ -128,8 +124,6 @@ class SketchSearch:
         self._scale = 1.0
         self._table: Parts = {}
         """What moves, at theta; empty: not known."""
-        self._zero: Parts = {}
-        """The same at theta = 0."""
         self._fixed: Parts = {}
         """What does not move, on the rows of the last round."""
         self._U, self._mid = np.zeros((2, 0, self._parts, self._width))
@@ -171,7 +165,7 @@ class SketchSearch:
                 "search a text context per class, or leave parts out"
             )
         for name in set(self._table) - set(tables):  # a lone first candidate could not tell what moves
-            del self._table[name], self._zero[name]
+            del self._table[name]
             self._Y.pop(name, None)
         for name, part in self._table.items():
             if tables[name].shape[1:] != part.shape:
@@ -182,7 +176,7 @@ class SketchSearch:
         self._labels = labels
         if changed and not self._redrawn and set(tables) != {"text"}:
             # These answers cannot be compared with what was known: begin anew, with the base in every round.
-            self._redrawn, self._table, self._zero = True, {}, {}
+            self._redrawn, self._table = True, {}
             self._tests, self._dampings = self._tests[:0], self._dampings[:0]
             self._forget()
             return
@@ -190,11 +184,9 @@ class SketchSearch:
         for part in tables.values():
             sound &= np.isfinite(part.reshape(len(part), -1)).all(1)
         if known:
-            if not sound[:known].all() or len(thetas) < known:
+            if not sound[0]:
                 return
             self._table = {name: part[0] for name, part in tables.items()}
-            if self._redrawn or not self._zero:
-                self._zero = {name: part[known - 1] for name, part in tables.items()}
             if self._redrawn and not len(self._tests):
                 self._forget()
         found = np.flatnonzero(sound[known:])
@@ -209,11 +201,8 @@ class SketchSearch:
         return self._theta.copy()
 
     def _known(self) -> Array:
-        """What a round must begin with because its table is not known: theta, and theta = 0 for the anchor."""
-        if self._table and not self._redrawn:
-            return np.zeros((0, self._dim), np.float32)
-        with_zero = self._redrawn and self._method.anchor > 0 and self._theta.any()
-        return np.stack([self._theta, np.zeros_like(self._theta)] if with_zero else [self._theta])
+        """What a round must begin with: theta `(1, d)` where its table is not known, else nothing `(0, d)`."""
+        return self._theta[None][: 0 if self._table and not self._redrawn else 1]
 
     # -----------------------------------------------------------------------------------------------------------------
     # What is known of the Jacobian
@@ -294,26 +283,27 @@ class SketchSearch:
         # The middle first: the others start from it, and it is asked even where not all can be paid.
         powers = np.arange(method.radii) - (method.radii - 1) / 2
         self._dampings = self._damping * method.spread ** powers[np.argsort(np.abs(powers), kind="stable")]
-        table, target = self._tables(self._table, moves=True), self._target()
+        table = self._tables(self._table, moves=True)
         found: list[Array] = []
         for damping in self._dampings:
-            found.append(solve(table, target, mix, self._paid(here, damping * price), found[0] if found else None))
+            paid = self._paid(here, damping * price)
+            found.append(solve(table, self._labels, mix, paid, found[0] if found else None))
         steps = math.sqrt(self._width) * np.stack(found) @ basis
         self._tests = (self._theta + steps.reshape(len(found), -1)).astype(np.float32)
 
     def _paid(self, here: Array, price: Array) -> Paid:
-        """What steps `(G, K)` from `here` `(G, K)` pay: a mean over parts of 1/2 a^T price a, and the pulls."""
+        """What steps `(G, K)` from `here` `(G, K)` pay: a mean over parts of 1/2 a^T price a, and the coupling."""
 
         def paid(a: Array) -> tuple[float, Array]:
-            cost, slope = self._pulls(here + a)
+            cost, slope = self._coupling(here + a)
             priced = np.matmul(price, a[..., None])[..., 0] / len(a)
             return cost + float(np.vdot(a, priced)) / 2, slope + priced
 
         return paid
 
-    def _pulls(self, there: Array) -> tuple[float, Array]:
-        """What the pull and the coupling of parts `(G, ...)` add to the loss, and the gradient of that."""
-        slope = (self._method.pull * there + self._method.coupling * (there - there.mean(0))) / len(there)
+    def _coupling(self, there: Array) -> tuple[float, Array]:
+        """What the coupling of parts `(G, ...)` adds to the loss, and the gradient of that."""
+        slope = self._method.coupling * (there - there.mean(0)) / len(there)
         return float(np.vdot(there, slope)) / 2, slope
 
     def _told_tests(self, thetas: Array, tables: Parts, dampings: Array) -> None:
@@ -350,20 +340,16 @@ class SketchSearch:
             scale=self._scale,
         )
 
-    def _target(self) -> Target:
-        weight = self._method.anchor
-        return Target(labels=self._labels, weight=weight, anchor=self._tables(self._zero) if weight > 0 else None)
-
     def _objective(self, parts: Parts, theta: Array) -> float:
-        """What is searched for: cross-entropy to the target, the pull and the coupling."""
-        loss, _ = mean_loss(self._tables(parts), self._target(), np.zeros((1, 0)), slopes=False)
-        return loss + self._pulls(self._split(theta))[0]
+        """What is searched for: cross-entropy and the coupling."""
+        loss, _ = mean_loss(self._tables(parts), self._labels, np.zeros((1, 0)), slopes=False)
+        return loss + self._coupling(self._split(theta))[0]
 
     # -----------------------------------------------------------------------------------------------------------------
     # State
 
     _ARRAYS = ("theta", "labels", "U", "mid", "tests", "dampings")
-    _PARTS = ("table", "zero", "Y")
+    _PARTS = ("table", "Y")
     """What does not move, `fixed`, comes with every answer: it is not kept."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -389,12 +375,11 @@ class SketchSearch:
                 "tests": Like("float32", (None, self._dim)),
                 "dampings": Like("float64", (None,)),
                 "scalars": Like("float64", (5,)),
-                **{f"{group}.{name}": like for group in ("table", "zero") for name, like in tables.items()},
+                **{f"table.{name}": like for name, like in tables.items()},
                 **{f"Y.{name}": Like("float32", (len(state["U"]), *state[f"table.{name}"].shape)) for name in secants},
             },
         )
-        for group in ("table", "zero"):
-            setattr(self, f"_{group}", {name: told[f"{group}.{name}"] for name in moving})
+        self._table = {name: told[f"table.{name}"] for name in moving}
         self._Y = {name: told[f"Y.{name}"] for name in secants}
         for name in self._ARRAYS:
             setattr(self, f"_{name}", told[name])
@@ -412,9 +397,6 @@ class SketchSearch:
             raise ArtifactError("its secants are of other tables than its own")
         if np.abs(self._U).max(initial=0.0) > 1 + 1e-6:
             raise ArtifactError("its secants have directions that are no unit vectors")
-        for name, part in self._table.items():
-            if part.shape != self._zero[name].shape:
-                raise ArtifactError(f"its tables of {name} at theta and at 0 are of different shapes")
 
 
 def _read_only(array: Array) -> Array:

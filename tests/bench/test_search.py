@@ -176,7 +176,7 @@ def world():
 
 
 def begun(name: str, world, **options):
-    method = methods.make(name, {"anchor": 0.0, **options})
+    method = methods.make(name, options)
     found = method.start(12, 200, 1)
     if hasattr(found, "look_inside"):
         found.look_inside(world, world(np.zeros((1, 12))).labels)

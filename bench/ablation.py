@@ -20,6 +20,7 @@ from engine.search import sketch
 from engine.search.sketch import Sketch, SketchSearch
 from engine.search.solver import Paid, mean_loss
 from engine.search.tables import Table
+from engine.search_space import Space
 
 NUDGE = 0.02
 """Of one entry of theta, for the true Jacobian by finite differences."""
@@ -45,8 +46,8 @@ def arms() -> list[Arm]:
 class GradientSteps(Sketch):
     """sketch with steps along the gradient, as the table and the known loss on it give it: no curvature."""
 
-    def start(self, dim: int, budget: float, seed: int) -> SketchSearch:
-        return _GradientSearch(self, dim, budget, seed)
+    def start(self, space: Space, candidates: float, seed: int) -> SketchSearch:
+        return _GradientSearch(self, space, candidates, seed)
 
 
 class _GradientSearch(SketchSearch):
@@ -80,8 +81,8 @@ class LossesOnly(Sketch):
     One number does not fall into classes, so neither does theta.
     """
 
-    def start(self, dim: int, budget: float, seed: int) -> SketchSearch:
-        return _LossSearch(replace(self, parts=1), dim, budget, seed)
+    def start(self, space: Space, candidates: float, seed: int) -> SketchSearch:
+        return _LossSearch(self, replace(space, parts=1), candidates, seed)
 
 
 class _LossSearch(SketchSearch):
@@ -106,8 +107,8 @@ class TrueDirections(Sketch):
     loss weighs it.
     """
 
-    def start(self, dim: int, budget: float, seed: int) -> SketchSearch:
-        return _InformedSearch(self, dim, budget, seed)
+    def start(self, space: Space, candidates: float, seed: int) -> SketchSearch:
+        return _InformedSearch(self, space, candidates, seed)
 
 
 class _InformedSearch(SketchSearch):

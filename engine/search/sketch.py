@@ -27,7 +27,7 @@ Knows nothing of prompts, of boxes, or of budgets beyond the number of candidate
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -38,6 +38,7 @@ from engine.core import Array, Feedback, Needs, Outputs
 from engine.errors import ArtifactError, RecipeError, RefusedError
 from engine.search.solver import Paid, mean_loss, solve
 from engine.search.tables import Features, Scores, Table
+from engine.search_space import Space
 from engine.settings import Count, Positive, Range, Steps, Weight, check
 
 Parts = dict[str, Array]
@@ -79,7 +80,7 @@ class Sketch:
     coupling: Weight = 2.0
     """Weight of 1/2 the mean square of the parts' departures from their mean in the loss; nothing where G is 1."""
     parts: Steps | None = None
-    """G, the equal parts of theta that each move one class alone; None: as the prompt says."""
+    """G, the equal parts of theta that each move one class alone; None: as the space says."""
 
     needs = Needs(gives=frozenset({"scores", "features"}), table=True)
     tokens = 8
@@ -93,14 +94,15 @@ class Sketch:
         if not self.spread > 1:
             raise RecipeError(f"spread={self.spread} is a factor between dampings; it must be above 1")
 
-    def start(self, dim: int, budget: float, seed: int) -> SketchSearch:
-        """A search over `(dim,)` vectors from theta = 0; `budget` is the number of candidates it may ask for.
+    def start(self, space: Space, candidates: float, seed: int) -> SketchSearch:
+        """A search from theta = 0 that may ask for so many candidates.
 
-        Raises RecipeError where `dim` does not divide into the parts.
+        Raises:
+            RecipeError: d does not divide into the parts.
         """
-        if dim % (self.parts or 1):
-            raise RecipeError(f"parts={self.parts}: {dim} dimensions do not divide into so many equal parts")
-        return SketchSearch(self, dim, budget, seed)
+        if space.dim % (self.parts or 1):
+            raise RecipeError(f"parts={self.parts}: {space.dim} dimensions do not divide into so many equal parts")
+        return SketchSearch(self, replace(space, parts=self.parts or space.parts), candidates, seed)
 
 
 class SketchSearch:
@@ -111,12 +113,10 @@ class SketchSearch:
     is dropped, and from then on every round begins with theta on its own rows.
     """
 
-    def __init__(self, method: Sketch, dim: int, budget: float, seed: int) -> None:
-        self._method, self._dim, self._budget, self._seed = method, dim, budget, seed
-        self._parts = method.parts or 1
-        self._width = dim // self._parts
-        """d / G."""
-        self._theta = np.zeros(dim, np.float32)
+    def __init__(self, method: Sketch, space: Space, candidates: float, seed: int) -> None:
+        self._method, self._candidates, self._seed = method, candidates, seed
+        self._dim, self._parts, self._width, self._moves = space.dim, space.parts, space.width, space.moves
+        self._theta = np.zeros(self._dim, np.float32)
         self._damping = method.damping
         self._step = self._spent = 0
         self._redrawn = False
@@ -129,7 +129,7 @@ class SketchSearch:
         self._U, self._mid = np.zeros((2, 0, self._parts, self._width))
         """Secants `(n, G, d/G)`: unit directions (zero for a part that did not move) and midpoints over sqrt(d/G)."""
         self._Y: Parts = {}
-        self._tests: Array = np.zeros((0, dim), np.float32)
+        self._tests: Array = np.zeros((0, self._dim), np.float32)
         """What a round of tests asks; empty: probes are next."""
         self._dampings: Array = np.zeros(0)
         """Of these tests."""
@@ -144,7 +144,7 @@ class SketchSearch:
         if len(self._tests):
             return np.concatenate([known, self._tests])[:limit]
         # No probes that the budget leaves no tests for.
-        left = max(1, int(self._budget) - self._spent - len(known) - self._method.radii)
+        left = max(1, int(self._candidates) - self._spent - len(known) - self._method.radii)
         count = min(self._method.k, self._width, self._remembered, max(0, limit - len(known)), left)
         probes = self._method.h * self._unit * math.sqrt(self._width) * self._directions(count)
         return np.concatenate([known, (self._theta + np.tile(probes, self._parts)).astype(np.float32)])[:limit]
@@ -155,21 +155,17 @@ class SketchSearch:
         known = len(self._known())
         self._spent += len(thetas)
         self._step += 1
-        tables, self._fixed = _parts(feedback.outputs, len(thetas), set(self._table))
-        if self._parts > 1 and len(thetas) == 1 and "image" in tables:  # the parts are the classes' texts
-            self._fixed["image"] = tables.pop("image")[0]
+        tables, self._fixed = _parts(feedback.outputs, len(thetas), self._moves)
         moved = [part.shape[1] for name, part in tables.items() if name != "image"]
         if self._parts > 1 and ("image" in tables or moved != [self._parts]):
             raise RefusedError(
                 f"parts={self._parts}: theta falls into as many parts as there are classes and moves nothing but them; "
                 "search a text context per class, or leave parts out"
             )
-        for name in set(self._table) - set(tables):  # a lone first candidate could not tell what moves
-            del self._table[name]
-            self._Y.pop(name, None)
-        for name, part in self._table.items():
-            if tables[name].shape[1:] != part.shape:
-                raise ArtifactError(f"the table of {name} is {tables[name].shape[1:]}, and the state's {part.shape}")
+        shapes = {name: part.shape[1:] for name, part in tables.items()}
+        held = {name: part.shape for name, part in self._table.items()}
+        if held and held != shapes:
+            raise ArtifactError(f"the tables that came are {shapes}, and the state's {held}")
         self._scale = feedback.outputs.scale
         labels = np.asarray(feedback.labels)
         changed = len(self._labels) > 0 and not np.array_equal(labels, self._labels)
@@ -406,19 +402,19 @@ def _read_only(array: Array) -> Array:
     return view
 
 
-def _parts(outputs: Outputs, count: int, known: set[str]) -> tuple[Parts, Parts]:
-    """What moves with the candidate, `(P, ...)`, and what does not. Of a lone candidate that is what is known to move,
-    and everything where nothing is known yet."""
+def _parts(outputs: Outputs, count: int, moves: frozenset[str]) -> tuple[Parts, Parts]:
+    """What moves with the candidate, `(P, ...)`, and what does not. Scores move with everything."""
     if outputs.scores is not None:
         # Classes first, as text features have them; copied, since bits depend on the order in memory.
         return {"scores": np.ascontiguousarray(outputs.scores.transpose(0, 2, 1))}, {}
     if outputs.text is None or outputs.image is None:
         raise RefusedError("sketch needs scores or features; this box gives neither")
     given = {"text": outputs.text, "image": outputs.image}
-    moving = {
-        name: part for name, part in given.items() if len(part) == count and (count > 1 or not known or name in known)
-    }
-    return moving, {name: part[0] for name, part in given.items() if name not in moving}
+    moving = {name: part for name, part in given.items() if name in moves}
+    for name, part in moving.items():
+        if len(part) != count:
+            raise RefusedError(f"{name} features move by the prompt's space; {len(part)} came for {count} candidates")
+    return moving, {name: part[0] for name, part in given.items() if name not in moves}
 
 
 def _span(rows: Array) -> Array:

@@ -132,8 +132,8 @@ class Problem:
             rows = np.arange(len(self.spec.splits[split]))
         reply, outputs, labels = self._reply(self.prompt.decode(thetas), rows, split)
         if table:  # all rows, or as many evenly spaced ones as `TABLE` allows
-            moving = outputs.image if "image" in self.space.moves else None
-            moving = moving if outputs.scores is None else outputs.scores
+            moved = outputs.image if "image" in outputs.moves else None
+            moving = moved if outputs.scores is None else outputs.scores
             step = 1 if moving is None else -(-moving[0].size // TABLE)
             reply = replace(reply, outputs=outputs.every(step) if step > 1 else outputs, labels=labels[::step])
         return replace(reply, bytes=thetas.nbytes + 16 * len(thetas))  # candidates there; a loss and a count back

@@ -18,8 +18,9 @@ from bench.search_trials import Arm
 from engine.core import Array, Feedback, Outputs, Reply
 from engine.search import sketch
 from engine.search.sketch import Sketch, SketchSearch
-from engine.search.solver import Paid, Target, mean_loss
+from engine.search.solver import Paid, mean_loss
 from engine.search.tables import Table
+from engine.search_space import Space
 
 NUDGE = 0.02
 """Of one entry of theta, for the true Jacobian by finite differences."""
@@ -45,8 +46,8 @@ def arms() -> list[Arm]:
 class GradientSteps(Sketch):
     """sketch with steps along the gradient, as the table and the known loss on it give it: no curvature."""
 
-    def start(self, dim: int, budget: float, seed: int) -> SketchSearch:
-        return _GradientSearch(self, dim, budget, seed)
+    def start(self, space: Space, candidates: float, seed: int) -> SketchSearch:
+        return _GradientSearch(self, space, candidates, seed)
 
 
 class _GradientSearch(SketchSearch):
@@ -58,10 +59,10 @@ class _GradientSearch(SketchSearch):
             sketch.solve = solve
 
 
-def _gradient_step(table: Table, target: Target, mix: Array, paid: Paid, start: Array | None = None) -> Array:
+def _gradient_step(table: Table, labels: Array, mix: Array, paid: Paid, start: Array | None = None) -> Array:
     """As `solver.solve`, the loss on the table replaced by its tangent plane at a = 0."""
     parts, num, memory = mix.shape
-    _, by_weights = mean_loss(table, target, np.zeros((parts, memory)))
+    _, by_weights = mean_loss(table, labels, np.zeros((parts, memory)))
     slope = np.matmul(mix, by_weights[..., None])[..., 0].ravel()
     # What is paid is quadratic: its gradients at zero and at the unit steps are all of it.
     first = paid(np.zeros((parts, num)))[1].ravel()
@@ -75,13 +76,13 @@ def _gradient_step(table: Table, target: Target, mix: Array, paid: Paid, start: 
 
 @dataclass(frozen=True, kw_only=True)
 class LossesOnly(Sketch):
-    """sketch that is told one number a candidate, as every scalar rule is. `anchor` has to be 0.
+    """sketch that is told one number a candidate, as every scalar rule is.
 
     One number does not fall into classes, so neither does theta.
     """
 
-    def start(self, dim: int, budget: float, seed: int) -> SketchSearch:
-        return _LossSearch(replace(self, parts=1), dim, budget, seed)
+    def start(self, space: Space, candidates: float, seed: int) -> SketchSearch:
+        return _LossSearch(self, replace(space, parts=1), candidates, seed)
 
 
 class _LossSearch(SketchSearch):
@@ -106,8 +107,8 @@ class TrueDirections(Sketch):
     loss weighs it.
     """
 
-    def start(self, dim: int, budget: float, seed: int) -> SketchSearch:
-        return _InformedSearch(self, dim, budget, seed)
+    def start(self, space: Space, candidates: float, seed: int) -> SketchSearch:
+        return _InformedSearch(self, space, candidates, seed)
 
 
 class _InformedSearch(SketchSearch):

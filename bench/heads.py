@@ -30,8 +30,7 @@ from engine.pool import Serial
 from engine.score_heads import log_probabilities
 from engine.session import Session
 from tuning.recipe import make_recipe
-from tuning.resolve import prompt_of
-from tuning.run import fitted, problem_of, task_of
+from tuning.run import problem_of, task_of
 
 TASKS = ("mini:digits", "mini:biased", "mini:bgcol", "mini:countw", "mini:color")
 SPLITS = ("train", "val", "test")
@@ -53,11 +52,10 @@ def trial(task_uri: str, seed: int, method: str, options: Mapping[str, Any], bud
         Session(one, Ledger(images=len(task.train), budget=budget), task.splits, keep=True)
         for one in (plain, evaluator)
     )
-    made = fitted(made, prompt_of(recipe, made), session.spec)
-    *_, last = steps(made.start(session.dim, budget, seed), session, seed=seed, table=made.needs.table)
+    *_, last = steps(made.start(session.space, budget, seed), session, seed=seed, table=made.needs.table)
     return {
         **_settings(task_uri, seed, method, options, budget, box),
-        "template": _heads(alone, np.zeros(alone.dim, np.float32), seed),
+        "template": _heads(alone, np.zeros(alone.space.dim, np.float32), seed),
         "prompt": _heads(session, last.best.theta, seed),
         "coop": coop(evaluator.problem.box, task, seed=seed).accuracy,
         "cpu_seconds": round(time.process_time() - began, 1),

@@ -110,8 +110,7 @@ def run(
         answering += time.process_time() - began
         return reply
 
-    made = search.fit(search.make("sketch", options), parts=classes if per_class else None)
-    begun = made.start(evaluator.describe()[1], budget, 1)
+    begun = search.make("sketch", options).start(evaluator.describe()[1], budget, 1)
     evaluator.evaluate = timed  # type: ignore[method-assign]
     before, started, ledger = _peak(), time.process_time(), Ledger(images=images, budget=budget)
     session = Session(evaluator, ledger, {"train": split})

@@ -4,7 +4,7 @@ Each (method, task, seed, budget) is a run of its own, since schedules scale to 
 `trials.jsonl` and are not repeated when the command runs again, unless a setting or a default has changed.
 
     keyhole bench search --step-sizes      # each method's step size is chosen on validation first, apart
-    keyhole bench search --methods sketch:anchor=0.2,momentum --budgets 100,200 --seeds 1,2,3
+    keyhole bench search --methods sketch:k=12,momentum --budgets 100,200 --seeds 1,2,3
     keyhole bench search --ablation        # sketch with one part taken out at a time
 
 Knows nothing of how trials run.

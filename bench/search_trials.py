@@ -28,7 +28,7 @@ from tuning.compare.sweep_spaces import in_words
 from tuning.outcome import of_head, of_prompt, train_loss
 from tuning.recipe import Recipe, make_recipe
 from tuning.resolve import prompt_of
-from tuning.run import fitted, refuse
+from tuning.run import refuse
 
 CHUNK = 32
 """Candidates evaluated together: a small text tower takes as long for one as for three."""
@@ -120,10 +120,8 @@ def trial(job: Job) -> dict[str, Any]:
     head = None if head == "templates" else head
     ledger = Ledger(images=len(task.train), budget=job.budget)
     session = Session(evaluator, ledger, task.splits, keep=head is not None)
-    spec, dim = session.spec, session.dim
-    refuse(made, job.method, spec)
-    made = fitted(made, job.recipe.prompt, spec)
-    begun: Any = made.start(dim, job.budget, job.seed)
+    refuse(made, job.method, session.spec)
+    begun: Any = made.start(session.space, job.budget, job.seed)
     if hasattr(begun, "introduce"):
         begun.introduce(session.templates())
     if hasattr(begun, "look_inside"):
@@ -156,7 +154,7 @@ def _reference(job: Job) -> dict[str, Any]:
     from tuning.white_box.coop import coop
 
     task, evaluator = opened(job.recipe, None)
-    zero = np.zeros((1, evaluator.describe()[1]), np.float32)
+    zero = np.zeros((1, evaluator.describe()[1].dim), np.float32)
     found: dict[str, Any] = {
         "images": len(task.train),
         "zero_shot_loss": float(evaluator.evaluate(zero).losses[0]),

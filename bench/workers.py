@@ -23,8 +23,7 @@ from engine.loop import steps
 from engine.pool import Serial
 from engine.session import Session
 from tuning.recipe import make_recipe
-from tuning.resolve import prompt_of
-from tuning.run import fitted, problem_of, task_of
+from tuning.run import problem_of, task_of
 
 METHODS = ("momentum", "nevergrad:DiagonalCMA")
 
@@ -39,16 +38,15 @@ def run(task_uri: str, box: str, methods: Sequence[str], budget: float, chunk: i
             made = search.make(method)
             evaluator = Serial(problem_of(recipe, task, made), chunk=chunk)
             session = Session(evaluator, Ledger(images=len(task.train), budget=budget), task.splits)
-            zero = np.zeros((1, session.dim), np.float32)
+            zero = np.zeros((1, session.space.dim), np.float32)
             evaluator.evaluate(zero)  # staging and first calls happen once a run and are not part of the rate
             spent = {"encoder": 0.0, "worker": 0.0}
             tower: Any = evaluator.problem.box
             tower.text_tower.encode = _timed(tower.text_tower.encode, spent, "encoder")
             evaluator.problem.evaluate = _timed(evaluator.problem.evaluate, spent, "worker")  # type: ignore[method-assign]
             evaluator.problem.read = _timed(evaluator.problem.read, spent, "worker")  # type: ignore[method-assign]
-            made = fitted(made, prompt_of(recipe, made), session.spec)
             started = time.thread_time()
-            for _step in steps(made.start(session.dim, budget, 1), session, table=made.needs.table):
+            for _step in steps(made.start(session.space, budget, 1), session, table=made.needs.table):
                 pass
             whole = time.thread_time() - started
             per = 1e3 * spent["worker"] / session.ledger.evaluations

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from engine.errors import RefusedError
+from engine.search_space import Space
 
 Array = np.ndarray
 
@@ -71,6 +72,8 @@ class Outputs:
     """`(P or 1, B, E)` float32 L2-normalised image features."""
     scale: float = 1.0
     """What the cosine of text and image is multiplied by to make a logit."""
+    moves: frozenset[str] = frozenset({"text", "image"})
+    """Which features the candidates move; of the others there is one for all of them."""
 
     def logits(self) -> Array:
         """`(P, B, C)` float32 scores: as returned, or from the returned features (no query).
@@ -237,7 +240,10 @@ class BlackBox(Protocol):
 class Parametrization(Protocol):
     """The map from the searched vector to a prompt. A frozen dataclass, pure and picklable."""
 
-    dim: int
+    @property
+    def space(self) -> Space:
+        """What a method is told of theta."""
+        ...
 
     def decode(self, thetas: Array) -> Prompts:
         """`(P, d)` -> P prompts. theta = 0 decodes to the task's own template."""
@@ -304,7 +310,9 @@ class Method(Protocol):
 
     needs: Needs
 
-    def start(self, dim: int, budget: float, seed: int) -> Search: ...
+    def start(self, space: Space, candidates: float, seed: int) -> Search:
+        """A search from theta = 0 that may ask for so many candidates."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -350,8 +358,8 @@ class Evaluator(Protocol):
         """
         ...
 
-    def describe(self) -> tuple[BoxSpec, int, bool]:
-        """The box's spec, d, and whether validation answers follow from text features that came back anyway."""
+    def describe(self) -> tuple[BoxSpec, Space]:
+        """The box's spec, and the space of the prompt."""
         ...
 
     def decode(self, theta: Array) -> dict[str, Array]:

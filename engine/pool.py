@@ -24,6 +24,7 @@ from engine.errors import BoxError, KeyholeError, RecipeError
 from engine.phases import phase
 from engine.problem import OpenBox, Problem, ProblemSpec, join
 from engine.ray_start import check_room, keeping_sigterm
+from engine.search_space import Space
 from engine.threads import limited
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,8 @@ class Serial:
         self.threads = spec.threads
         self.problem = Problem(spec, common)
 
-    def describe(self) -> tuple[BoxSpec, int, bool]:
-        """The box's spec, d, and whether validation is free."""
+    def describe(self) -> tuple[BoxSpec, Space]:
+        """The box's spec, and the space of the prompt."""
         return self.problem.describe()
 
     def stage(self, split: str) -> None:
@@ -191,7 +192,7 @@ class RayPool:
         self._opening: dict[Any, Any] = {}  # actor -> the fingerprint that it still owes
         self._flying: dict[Any, _Flight] = {}  # call -> where it is
         self._identity: dict[str, Any] = {}
-        self._described: tuple[BoxSpec, int, bool] | None = None
+        self._described: tuple[BoxSpec, Space] | None = None
         self._images: dict[str, Array] = {}
         """Image features `(1, n, E)` of a split that no candidate moves: sent once, not with every chunk."""
         self._encoded: set[str] = set()
@@ -221,7 +222,7 @@ class RayPool:
         with self._encoding(split):
             retries, duplicates = self._dispatch(jobs)
         reply = replace(join([each for job in jobs for each in job.answer]), retries=retries, duplicates=duplicates)
-        if not table or reply.outputs is None or not self.describe()[2]:
+        if reply.outputs is None or "image" in reply.outputs.moves:
             return reply
         if known is not None:
             image = known if rows is None else known[:, rows]
@@ -252,8 +253,8 @@ class RayPool:
         """`(T, d)` the whole templates of a prompt in words."""
         return self._one("templates")
 
-    def describe(self) -> tuple[BoxSpec, int, bool]:
-        """The box's spec, d, and whether validation is free."""
+    def describe(self) -> tuple[BoxSpec, Space]:
+        """The box's spec, and the space of the prompt."""
         if self._described is None:
             self._described = self._one("describe")
         return self._described

@@ -22,6 +22,7 @@ from engine.noise import Purpose, rng
 from engine.objectives import make_objective
 from engine.phases import phase
 from engine.prompts import make_prompt
+from engine.search_space import Space
 
 CANARY_ROWS = 8
 SHARED = ("test",)
@@ -86,6 +87,7 @@ class Problem:
             )
         self.box = self._common.box
         self.prompt: Parametrization = make_prompt(spec=self.box.spec, **spec.prompt)
+        self.space = self.prompt.space
         objective = spec.objective
         if objective == "auto":
             gives = self.box.spec.gives
@@ -95,23 +97,23 @@ class Problem:
         self.objective = make_objective(objective)
         self._staged: dict[str, tuple[Staged, int]] = {}
         self._canary: str | None = None
-        probe = self.prompt.decode(np.zeros((1, self.prompt.dim), np.float32))
-        refused = probe.needs() - self.box.spec.accepts
+        refused = self._zero().needs() - self.box.spec.accepts
         if refused:
             raise RefusedError(
                 f"box {spec.box} accepts {sorted(self.box.spec.accepts)}, but this prompt is {sorted(refused)}; "
                 f"choose another prompt (keyhole list prompts) or another box"
             )
 
-    def describe(self) -> tuple[BoxSpec, int, bool]:
-        """The box's spec, d, and whether validation answers follow from text features that came back anyway."""
+    def describe(self) -> tuple[BoxSpec, Space]:
+        """The box's spec, and the space of the prompt."""
         spec = self.box.spec
         if spec.text is not None:  # the vocabulary stays with the box: it may be 100 MB, and the driver needs none
             spec = replace(spec, text=replace(spec.text, vocabulary=None))
-        return spec, self.prompt.dim, "features" in spec.gives and not self._moves_images()
+        return spec, self.space
 
-    def _moves_images(self) -> bool:
-        return bool(self.prompt.decode(np.zeros((1, self.prompt.dim), np.float32)).needs() & {"pixels", "tokens"})
+    def _zero(self) -> Prompts:
+        """theta = 0."""
+        return self.prompt.decode(np.zeros((1, self.space.dim), np.float32))
 
     def stage(self, split: str) -> tuple[Staged, int]:
         """The images of a split where the box lives, brought there at first use; how many were encoded for it."""
@@ -130,7 +132,8 @@ class Problem:
             rows = np.arange(len(self.spec.splits[split]))
         reply, outputs, labels = self._reply(self.prompt.decode(thetas), rows, split)
         if table:  # all rows, or as many evenly spaced ones as `TABLE` allows
-            moving = outputs.scores if outputs.scores is not None else outputs.image if self._moves_images() else None
+            moved = outputs.image if "image" in outputs.moves else None
+            moving = moved if outputs.scores is None else outputs.scores
             step = 1 if moving is None else -(-moving[0].size // TABLE)
             reply = replace(reply, outputs=outputs.every(step) if step > 1 else outputs, labels=labels[::step])
         return replace(reply, bytes=thetas.nbytes + 16 * len(thetas))  # candidates there; a loss and a count back
@@ -144,14 +147,14 @@ class Problem:
         prompts = Prompts(count=1) if theta is None else self.prompt.decode(theta[None])
         reply, outputs, _ = self._reply(prompts, np.arange(len(self.spec.splits[split])), split)
         if not whole:
-            outputs = Outputs(text=None if self._moves_images() else outputs.text, scale=outputs.scale)
+            outputs = Outputs(text=None if "image" in self.space.moves else outputs.text, scale=outputs.scale)
         return replace(reply, outputs=outputs, bytes=16 + (0 if theta is None else theta.nbytes))
 
     def _reply(self, prompts: Prompts, rows: Array, split: str) -> tuple[Reply, Outputs, Array]:
         """The reply without its table, the whole outputs, and the labels of these rows."""
         images, staged = self.stage(split)
         self.box.work()  # what was done besides (a canary) is not this answer's
-        outputs = self.box.answer(prompts, images, rows)
+        outputs = replace(self.box.answer(prompts, images, rows), moves=self.space.moves)
         labels = self.spec.splits[split].labels[rows]
         losses = np.asarray(self.objective(outputs, labels), np.float64)
         reply = Reply(
@@ -196,8 +199,7 @@ class Problem:
         sent, and it is on no run's account.
         """
         if self._canary is None:
-            prompts = self.prompt.decode(np.zeros((1, self.prompt.dim), np.float32))
-            outputs = self.box.answer(prompts, self.box.stage(CanaryImages()), np.arange(CANARY_ROWS))
+            outputs = self.box.answer(self._zero(), self.box.stage(CanaryImages()), np.arange(CANARY_ROWS))
             told = outputs.topk or [outputs.labels if outputs.labels is not None else outputs.logits()]
             self._canary = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in told)).hexdigest()
         return {
@@ -251,21 +253,20 @@ def _join_outputs(replies: list[Reply]) -> Outputs | None:
     if len(parts) < len(replies):
         return None
 
-    def stack(arrays: list[Array | None]) -> Array | None:
+    def stack(arrays: list[Array | None], moving: bool = True) -> Array | None:
         present = [array for array in arrays if array is not None]
         if not present:
             return None
-        own = all(len(array) == len(reply.losses) for array, reply in zip(present, replies, strict=True))
-        if len(present) > 1 and all(len(array) == 1 and np.array_equal(array, present[0]) for array in present):
-            own = False  # chunks of one candidate, whose shapes do not tell what all of them share
-        return np.concatenate(present) if own else present[0]  # an axis of 1 is shared by all candidates
+        return np.concatenate(present) if moving else present[0]
 
+    moves = parts[0].moves
     tops = [part.topk for part in parts if part.topk is not None]
     return Outputs(
         labels=stack([part.labels for part in parts]),
         topk=(np.concatenate([t[0] for t in tops]), np.concatenate([t[1] for t in tops])) if tops else None,
         scores=stack([part.scores for part in parts]),
-        text=stack([part.text for part in parts]),
-        image=stack([part.image for part in parts]),
+        text=stack([part.text for part in parts], "text" in moves),
+        image=stack([part.image for part in parts], "image" in moves),
         scale=parts[0].scale,
+        moves=moves,
     )

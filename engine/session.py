@@ -37,7 +37,9 @@ class Session:
         self, evaluator: Evaluator, ledger: Ledger, splits: Mapping[str, Split], *, keep: bool = False
     ) -> None:
         self.evaluator, self.ledger, self.splits, self.keep = evaluator, ledger, splits, keep
-        self.spec, self.dim, self.free_looks = evaluator.describe()
+        self.spec, self.space = evaluator.describe()
+        self.free_looks = "features" in self.spec.gives and "image" not in self.space.moves
+        """Whether answers on any split follow from the text features that came back with an evaluation."""
         self._held: dict[tuple[str, bytes], Reply] = {}
         # Where only text moves, an answer is its text features and the images' of its split.
         self._text: dict[bytes, Array] = {}
@@ -190,7 +192,7 @@ class Session:
     @cached_property
     def _zero_is_template(self) -> bool:
         """Whether theta = 0 decodes to the template: with more tokens than it has, its words are repeated."""
-        context = self.evaluator.decode(np.zeros(self.dim, np.float32)).get("context")
+        context = self.evaluator.decode(np.zeros(self.space.dim, np.float32)).get("context")
         return context is None or (
             self.spec.text is not None
             and context.shape[-2:] == self.spec.text.context.shape

@@ -8,9 +8,9 @@ from tuning.run import problem_of, task_of
 
 recipe = make_recipe({"task": "mini:digits", "box": "mini:resnet"})
 evaluator = Serial(problem_of(recipe, task_of(recipe)))
-dim = evaluator.describe()[1]
+_, space = evaluator.describe()
 
-momentum = search.make("momentum").start(dim, budget=100, seed=1)
+momentum = search.make("momentum").start(space, candidates=100, seed=1)
 for _ in range(25):
     thetas = momentum.ask(4)
     reply = evaluator.evaluate(thetas)

@@ -22,8 +22,8 @@ class Hill:
     sigma: float = 0.2
     """Standard deviation of a step, in units of theta."""
 
-    def start(self, dim, budget, seed):
-        return Climb(self.sigma, dim, seed)
+    def start(self, space, candidates, seed):
+        return Climb(self.sigma, space.dim, seed)
 
 
 class Climb:

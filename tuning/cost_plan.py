@@ -24,8 +24,7 @@ from engine.session import Session
 from engine.threads import limited
 from tuning import budget, queryless
 from tuning.recipe import Recipe
-from tuning.resolve import prompt_of
-from tuning.run import begin, fitted, problem_of, task_of
+from tuning.run import begin, problem_of, task_of
 
 TIMED = 16
 """Images that a local box is timed on."""
@@ -54,7 +53,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
             seconds = _seconds(serial, task, evaluations, max(1, recipe.workers))
         if method is not None and budget.is_small(recipe):
             session = Session(serial, Ledger(images=len(task.train), budget=recipe.budget), task.splits)
-            sample = begin(budget.ample(recipe), fitted(method, prompt_of(recipe, method), session.spec), session)
+            sample = begin(budget.ample(recipe), method, session)
             note = budget.word(recipe, sample, session)
     return {
         "task": recipe.task,
@@ -76,13 +75,13 @@ def plan(recipe: Recipe) -> dict[str, Any]:
 
 def _seconds(serial: Serial, task: Task, evaluations: float, workers: int) -> dict[str, float | None]:
     """Expected seconds: to encode the training and validation images, to search, and of the final test read."""
-    thetas = np.zeros((serial.chunk, serial.describe()[1]), np.float32)
+    thetas = np.zeros((serial.chunk, serial.describe()[1].dim), np.float32)
     problem = serial.problem
     problem.stage("val")  # first calls are not part of the rate
     image = _timed(lambda: problem.stage("train")) / len(problem.spec.splits["train"])
     serial.evaluate(thetas)
     candidate = _timed(lambda: serial.evaluate(thetas), 3) / len(thetas)
-    moving = bool(problem.prompt.decode(thetas[:1]).needs() & {"pixels", "tokens"})
+    moving = "image" in problem.space.moves
     # Where a prompt moves images, each image is encoded again; else the text tower takes nearly all of the time.
     each = candidate / len(problem.spec.splits["train"]) if moving else 0.0
     whole = each * len(task.train) if moving else candidate

@@ -151,7 +151,7 @@ def precision_error(
     exact = open_box(_exactly(uri), classes=box.spec.classes, template=box.spec.template, device=device)
     random = np.random.default_rng(0)
     prompt = make_prompt("text", box.spec)
-    directions = random.standard_normal((probes, prompt.dim)).astype(np.float32)
+    directions = random.standard_normal((probes, prompt.space.dim)).astype(np.float32)
     thetas = np.concatenate([np.zeros_like(directions[:1]), h * directions])
     source = _Noise(random.integers(0, 256, (images, box.spec.image_size, box.spec.image_size, 3), dtype=np.uint8))
     rows = np.arange(images)

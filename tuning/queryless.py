@@ -85,7 +85,7 @@ def fit(recipe: Recipe, session: Session) -> Outcome:
             f"budget={recipe.budget:g}: {recipe.method} sends the training and validation images once, {due:.2f} "
             "evaluations; allow more"
         )
-    template = np.zeros(session.dim, np.float32)
+    template = np.zeros(session.space.dim, np.float32)
     train, val = session.read(template, "train"), session.read(template, "val")
     if recipe.method == ENSEMBLE:
         # The templates that the box knows, as many as the budget covers: an evaluation each.
@@ -122,7 +122,7 @@ def _ceiling(recipe: Recipe, session: Session) -> Outcome:
     if not hasattr(box, "text_tower"):
         raise RefusedError(f"{recipe.method} needs gradients, so a local model; box {recipe.box} shows none")
     zero_shot = session.zero_shot()
-    template = np.zeros(session.dim, np.float32)
+    template = np.zeros(session.space.dim, np.float32)
 
     def examples(split: str) -> tuple[Array, Array]:
         image = session.outputs(template, split).image

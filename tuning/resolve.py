@@ -54,12 +54,12 @@ def prompt_of(recipe: Recipe, method: Method | None = None) -> PromptRecipe:
 def resolved(recipe: Recipe, method: Method | None, spec: BoxSpec | None = None) -> Recipe:
     """The recipe with every default written out, so that it makes the same run whatever the defaults become.
 
-    Null stays where it is itself a value (`rows`: all of them), and where a setting does not apply.
+    Null stays where it is itself a value (`rows`: all of them), where a setting does not apply, and where the prompt's
+    space settles it (a method's `unit` and `parts`).
 
     Args:
         recipe: as the user gave it.
-        method: the recipe's, with what the box settles (`tuning.run.fitted`) where `spec` is given; None: it searches
-            no prompt.
+        method: the recipe's; None: it searches no prompt.
         spec: of the open box; None: what only the box settles (the template's tokens, say) stays open.
     """
     prompt, head = prompt_of(recipe, method), recipe.head

@@ -23,7 +23,6 @@ from engine.ledger import Ledger
 from engine.loop import Look, Step, steps
 from engine.pool import RayPool, Serial
 from engine.problem import ProblemSpec
-from engine.prompts.text import own_contexts
 from engine.search.warm import Warm
 from engine.session import Session
 from engine.threads import limited_steps
@@ -31,7 +30,7 @@ from tuning import budget, queryless
 from tuning.data.load_task import load_task, located
 from tuning.origin import origin_of, settings_of
 from tuning.outcome import PLAIN, Outcome, check_head, of_head, of_prompt, of_templates, train_loss
-from tuning.recipe import PromptRecipe, Recipe
+from tuning.recipe import Recipe
 from tuning.resolve import prompt_of, resolved
 from tuning.run_folder import RunFolder
 
@@ -99,18 +98,11 @@ def refuse(method: Method, name: str, spec: BoxSpec) -> None:
         )
 
 
-def fitted(method: Method, prompt: PromptRecipe, spec: BoxSpec) -> Method:
-    """The method with what it leaves open and this prompt of this box settles."""
-    if prompt.name != "text" or spec.text is None:
-        return method
-    return search.fit(method, sigma=spec.text.sigma, parts=own_contexts(prompt.per_class, len(spec.classes)))
-
-
 def begin(recipe: Recipe, method: Method, session: Session) -> Search:
-    """The search of a `fitted` method, at the template. A budget is in evaluations, a search counts candidates."""
+    """The method's search, at the template. A budget is in evaluations, a search counts candidates."""
     num_train = session.size("train")
     candidates = recipe.budget * num_train / min(recipe.rows or num_train, num_train)
-    begun = method.start(session.dim, candidates, recipe.seed)
+    begun = method.start(session.space, candidates, recipe.seed)
     return begun.introduce(session.templates()) if hasattr(begun, "introduce") else begun
 
 
@@ -217,12 +209,11 @@ class Tuning:
             )
 
     def _search(self, session: Session, state: dict[str, Any] | None) -> Generator[Step, None, None]:
-        spec = session.spec
-        assert self.method is not None
-        refuse(self.method, self.recipe.method, spec)
+        spec, method = session.spec, self.method
+        assert method is not None
+        refuse(method, self.recipe.method, spec)
         check_head(self._own_head(), spec)
         self._check_covered(session)
-        self.method = method = fitted(self.method, prompt_of(self.recipe, self.method), spec)
         if budget.is_small(self.recipe):
             sample = begin(budget.ample(self.recipe), method, session)
             if word := budget.word(self.recipe, sample, session):
@@ -261,7 +252,7 @@ class Tuning:
 
     def _started(self, method: Method, session: Session) -> Search:
         """The method's search, from the template or from the prompt of an earlier run."""
-        spec, dim = session.spec, session.dim
+        spec, dim = session.spec, session.space.dim
         begun = begin(self.recipe, method, session)
         if self.recipe.start is None:
             return begun

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from engine.core import Array, BoxSpec, Prompts
 from engine.prompts.pixels import PixelFrame, pixel_frame
 from engine.prompts.text import TextContext, text_context
+from engine.search_space import Space
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -20,17 +23,18 @@ class Joint:
     pixels: PixelFrame
 
     @property
-    def dim(self) -> int:
-        """d, the sum of the parts'."""
-        return self.text.dim + self.pixels.dim
+    def space(self) -> Space:
+        """d is the sum of both, and both move. They have no raw unit in common: it is that of theta."""
+        text, pixels = self.text.space, self.pixels.space
+        return Space(dim=text.dim + pixels.dim, moves=text.moves | pixels.moves)
 
     def decode(self, thetas: Array) -> Prompts:
         """`(P, d)` -> contexts and frames of P candidates. Raises ValueError where `thetas` is not `(P, d)`."""
-        if thetas.ndim != 2 or thetas.shape[1] != self.dim:
-            raise ValueError(f"thetas of shape {thetas.shape}: (P, {self.dim}) is wanted")
-        text = self.text.decode(thetas[:, : self.text.dim])
-        pixels = self.pixels.decode(thetas[:, self.text.dim :])
-        return Prompts(count=len(thetas), context=text.context, pixels=pixels.pixels)
+        if thetas.ndim != 2 or thetas.shape[1] != self.space.dim:
+            raise ValueError(f"thetas of shape {thetas.shape}: (P, {self.space.dim}) is wanted")
+        text, pixels = np.split(thetas, [self.text.space.dim], axis=1)
+        context, frames = self.text.decode(text).context, self.pixels.decode(pixels).pixels
+        return Prompts(count=len(thetas), context=context, pixels=frames)
 
 
 def text_and_pixels(

@@ -9,13 +9,14 @@ Knows nothing of images, or of how a tower adds a frame to them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from engine.core import Array, BoxSpec, Prompts
 from engine.errors import RecipeError, RefusedError
 from engine.prompts.subspaces import basis_of
+from engine.search_space import Space
 
 SIGMA = 0.25
 """One unit of theta in [0, 1] pixels: about the deviation of natural images (CLIP divides by 0.27), and the root mean
@@ -53,9 +54,10 @@ class PixelFrame:
         return reach.T @ mask @ reach > 0
 
     @property
-    def dim(self) -> int:
-        """d."""
-        return 3 * int(self.places.sum()) if self.basis is None else len(self.basis)
+    def space(self) -> Space:
+        """All that moves are images. Published step sizes are taken in units of theta."""
+        dim = 3 * int(self.places.sum()) if self.basis is None else len(self.basis)
+        return Space(dim=dim, moves=frozenset({"image"}))
 
     def decode(self, thetas: Array) -> Prompts:
         """`(P, d)` -> frames `(P, 3, H, H)` float32. Each row's bits depend on that row alone.
@@ -67,7 +69,7 @@ class PixelFrame:
         Raises:
             ValueError: `thetas` is not `(P, d)`.
         """
-        dim, places = self.dim, self.places
+        dim, places = self.space.dim, self.places
         if thetas.ndim != 2 or thetas.shape[1] != dim:
             raise ValueError(f"thetas of shape {thetas.shape}: (P, {dim}) is wanted")
         entries = thetas.astype(np.float32, copy=False)
@@ -119,7 +121,7 @@ def pixel_frame(
         share = np.outer((weights**2).sum(1), (weights**2).sum(1))
         mask = PixelFrame(side=side, width=width, sigma=SIGMA).places
         full = PixelFrame(side=side, width=width, sigma=SIGMA / float(np.sqrt(share[mask].mean())), grid=weights)
-    return PixelFrame(side=side, width=width, sigma=full.sigma, grid=weights, basis=basis_of(subspace, full.dim, seed))
+    return replace(full, basis=basis_of(subspace, full.space.dim, seed))
 
 
 def default_width(side: int) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from engine.core import Array, BoxSpec, Prompts
 from engine.errors import RecipeError, RefusedError
 from engine.prompts.subspaces import LowRank, text_subspace
+from engine.search_space import Space
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -32,16 +33,12 @@ class TextContext:
     """C, where every class has a context of its own: theta is their C thetas, one behind the other, d = C d'."""
 
     @property
-    def dim(self) -> int:
-        """d."""
-        return self._width * (self.classes or 1)
-
-    @property
-    def _width(self) -> int:
-        """d'."""
-        if self.basis is None:
-            return self.origin.size
-        return self.basis.dim if isinstance(self.basis, LowRank) else len(self.basis)
+    def space(self) -> Space:
+        """All that moves is text; a part for each class that has a context of its own."""
+        width, parts = self.origin.size, self.classes or 1
+        if self.basis is not None:
+            width = self.basis.dim if isinstance(self.basis, LowRank) else len(self.basis)
+        return Space(dim=parts * width, parts=parts, unit=self.sigma, moves=frozenset({"text"}))
 
     def decode(self, thetas: Array) -> Prompts:
         """`(P, d)` -> contexts `(P, M, W)`, or `(P, C, M, W)`, float32. Each row's bits depend on that row alone.
@@ -53,9 +50,10 @@ class TextContext:
         Raises:
             ValueError: `thetas` is not `(P, d)`.
         """
-        if thetas.ndim != 2 or thetas.shape[1] != self.dim:
-            raise ValueError(f"thetas of shape {thetas.shape}: (P, {self.dim}) is wanted")
-        moves = thetas.astype(np.float32, copy=False).reshape(-1, self._width)
+        space = self.space
+        if thetas.ndim != 2 or thetas.shape[1] != space.dim:
+            raise ValueError(f"thetas of shape {thetas.shape}: (P, {space.dim}) is wanted")
+        moves = thetas.astype(np.float32, copy=False).reshape(-1, space.width)
         if isinstance(self.basis, LowRank):
             moves = np.stack([self.basis.moves(theta) for theta in moves])
         elif self.basis is not None:

@@ -12,6 +12,7 @@ import numpy as np
 from engine.core import Array, BoxSpec, Prompts
 from engine.errors import RecipeError, RefusedError
 from engine.prompts.templates import TEMPLATES
+from engine.search_space import Space
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -35,14 +36,14 @@ class Words:
     """`(T, d)` float32: the thetas of whole templates, the task's own first."""
 
     @property
-    def dim(self) -> int:
-        """d, the number of slots."""
-        return len(self.choices)
+    def space(self) -> Space:
+        """d is the number of slots; all that moves is text."""
+        return Space(dim=len(self.choices), moves=frozenset({"text"}))
 
     def decode(self, thetas: Array) -> Prompts:
         """`(P, d)` -> P templates. Raises ValueError where `thetas` is not `(P, d)`."""
-        if thetas.ndim != 2 or thetas.shape[1] != self.dim:
-            raise ValueError(f"thetas of shape {thetas.shape}: (P, {self.dim}) is wanted")
+        if thetas.ndim != 2 or thetas.shape[1] != len(self.choices):
+            raise ValueError(f"thetas of shape {thetas.shape}: (P, {len(self.choices)}) is wanted")
         return Prompts(count=len(thetas), words=tuple(self._sentence(theta) for theta in thetas))
 
     def _sentence(self, theta: Array) -> str:

@@ -87,22 +87,6 @@ def _made(name: str, kind: type, settings: Mapping[str, Any]) -> Method:
     return made
 
 
-def fit(method: Method, *, sigma: float | None = None, parts: int | None = None) -> Method:
-    """The method with what it leaves open (None) and the prompt settles.
-
-    Args:
-        method: any.
-        sigma: its `unit`: the standard deviation of the box's token embedding.
-        parts: its `parts`: into how many equal parts theta falls, each of which moves one class alone.
-
-    >>> fit(make("cbbt"), sigma=0.02).unit, fit(make("cbbt", {"unit": 1.0}), sigma=0.02).unit
-    (0.02, 1.0)
-    """
-    open_ones = {name: value for name, value in (("unit", sigma), ("parts", parts))
-                 if value is not None and getattr(method, name, value) is None}  # fmt: skip
-    return typing.cast(Method, dataclasses.replace(typing.cast(Any, method), **open_ones)) if open_ones else method
-
-
 def options_of(name: str, method: Method) -> dict[str, Any]:
     """All options of a method with their values, as `make(name, ...)` takes them; none that YAML cannot hold.
 

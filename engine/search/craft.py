@@ -16,6 +16,7 @@ from engine.core import Array, Feedback, Needs
 from engine.errors import ArtifactError, RefusedError
 from engine.score_heads import HIDDEN, RATE, Adapter, log_probabilities
 from engine.search.sharpness import full_cma, worst_last
+from engine.search_space import Space
 from engine.settings import MANY, Count, Population, Positive, Range, Weight, check
 
 
@@ -50,8 +51,8 @@ class Craft:
     def __post_init__(self) -> None:
         check(self)
 
-    def start(self, dim: int, budget: float, seed: int) -> CraftSearch:
-        return CraftSearch(self, dim, seed)
+    def start(self, space: Space, candidates: float, seed: int) -> CraftSearch:
+        return CraftSearch(self, space.dim, seed)
 
 
 class CraftSearch:

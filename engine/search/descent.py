@@ -22,6 +22,7 @@ from engine.errors import RecipeError, nearest
 from engine.search.estimators import Estimator, OneSided, Pairs
 from engine.search.updates import Momentum as NormalisedMomentum
 from engine.search.updates import Normalise, Schedule, Update, chain
+from engine.search_space import Space
 from engine.settings import Count, Positive, ShareBelowOne, check
 
 LOSSES = frozenset({"topk", "scores", "features"})
@@ -46,7 +47,8 @@ class Descent:
 
     Example:
         >>> import numpy as np
-        >>> search = Descent(estimator=OneSided(k=2, h=0.01), update=Schedule(size=0.05)).start(3, 60, seed=1)
+        >>> method = Descent(estimator=OneSided(k=2, h=0.01), update=Schedule(size=0.05))
+        >>> search = method.start(Space(dim=3), candidates=60, seed=1)
         >>> for _ in range(20):
         ...     thetas = search.ask(limit=3)
         ...     search.tell(thetas, Feedback(losses=((thetas - 1.0) ** 2).sum(1).astype(float)))
@@ -73,16 +75,16 @@ class Descent:
         if not (self.unit > 0 and math.isfinite(self.unit)):
             raise RecipeError(f"unit={self.unit} is no size of theta; give a positive number")
 
-    def start(self, dim: int, budget: float, seed: int) -> DescentSearch:
-        """A search over `(dim,)` vectors from theta = 0; `budget` is the number of candidates it may ask for."""
-        return DescentSearch(self, dim, budget, seed)
+    def start(self, space: Space, candidates: float, seed: int) -> DescentSearch:
+        """A search from theta = 0; schedules run to their end with so many candidates."""
+        return DescentSearch(self, space.dim, candidates, seed)
 
 
 class DescentSearch:
     """The running half of `Descent`."""
 
-    def __init__(self, method: Descent, dim: int, budget: float, seed: int) -> None:
-        self._method, self._dim, self._budget, self._seed = method, dim, budget, seed
+    def __init__(self, method: Descent, dim: int, candidates: float, seed: int) -> None:
+        self._method, self._dim, self._candidates, self._seed = method, dim, candidates, seed
         self._theta = np.zeros(dim)
         self._moved = np.zeros(dim)
         """The last step taken, for taking half of it back."""
@@ -159,7 +161,7 @@ class DescentSearch:
 
     @property
     def _progress(self) -> float:
-        return min(1.0, self._spent / self._budget)
+        return min(1.0, self._spent / self._candidates)
 
     def _estimator(self, progress: float) -> Any:
         """The estimator in force, with its h at this progress and in units of theta."""
@@ -237,8 +239,8 @@ class Momentum:
             raise RecipeError(f"pairs={self.pairs!r} is unknown{hint}; give 'auto', 'never' or 'always'")
         self._descent(1)
 
-    def start(self, dim: int, budget: float, seed: int) -> DescentSearch:
-        return self._descent(dim).start(dim, budget, seed)
+    def start(self, space: Space, candidates: float, seed: int) -> DescentSearch:
+        return self._descent(space.dim).start(space, candidates, seed)
 
     def _descent(self, dim: int) -> Descent:
         one_sided = OneSided(k=self.k, h=self.h, directions=self.directions)

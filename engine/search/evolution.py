@@ -22,6 +22,7 @@ from engine import noise
 from engine.core import Array, Feedback, Needs
 from engine.errors import RecipeError, nearest
 from engine.search.replay import replay
+from engine.search_space import Space
 from engine.settings import Count, Positive, check
 
 log = logging.getLogger(__name__)
@@ -66,18 +67,18 @@ class Nevergrad:
         if self.recommend not in ("best", "optimizer"):
             raise RecipeError(f"recommend={self.recommend!r} is unknown; give 'best' or 'optimizer'")
 
-    def start(self, dim: int, budget: float, seed: int) -> NevergradSearch:
-        """A search over `(dim,)` vectors; `budget` is the number of candidates it may ask for."""
-        return NevergradSearch(self, dim, budget, seed)
+    def start(self, space: Space, candidates: float, seed: int) -> NevergradSearch:
+        """A search from theta = 0 that may ask for so many candidates."""
+        return NevergradSearch(self, space.dim, candidates, seed)
 
 
 class NevergradSearch:
     """The running half of `Nevergrad`. Its state is what it was told; it is restored by telling that again."""
 
-    def __init__(self, method: Nevergrad, dim: int, budget: float, seed: int) -> None:
+    def __init__(self, method: Nevergrad, dim: int, candidates: float, seed: int) -> None:
         import nevergrad as ng
 
-        self._method, self._dim, self._budget, self._seed = method, dim, budget, seed
+        self._method, self._dim, self._candidates, self._seed = method, dim, candidates, seed
         self._batch = method.batch
         if ng.optimizers.registry[method.name].no_parallelization and method.batch > 1:
             log.warning("nevergrad:%s cannot work in batches: its candidates are evaluated one by one", method.name)
@@ -90,11 +91,11 @@ class NevergradSearch:
         streams = noise.rng(self._seed, 0, noise.Purpose.OPTIMIZER).integers(0, 2**32, (2, 8), dtype=np.uint32)
         self._global = np.random.RandomState(streams[1]).get_state()
         with self._alone():
-            space = ng.p.Array(init=np.zeros(self._dim)).set_mutation(sigma=self._method.sigma)
-            space.random_state = np.random.RandomState(streams[0])
-            budget = max(1, int(self._budget))
+            theta = ng.p.Array(init=np.zeros(self._dim)).set_mutation(sigma=self._method.sigma)
+            theta.random_state = np.random.RandomState(streams[0])
+            budget = max(1, int(self._candidates))
             kind = ng.optimizers.registry[self._method.name]
-            self._optimizer = kind(space, budget=budget, num_workers=min(self._batch, budget))
+            self._optimizer = kind(theta, budget=budget, num_workers=min(self._batch, budget))
         self._queue: list[Any] = []
         """Asked of the optimizer and not yet told."""
         self._queued: list[float] = []

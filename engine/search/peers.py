@@ -1,9 +1,9 @@
 """The scalar rules of the field, each a frozen dataclass of its paper's settings on our estimators and updates.
 
 Their step sizes are in the units of what they tune, raw token embeddings (or raw pixels): `unit` says what one unit of
-theta is there. None is the box's own, the standard deviation of its token embedding (`engine.search.fit` sets it;
-1 where nobody did). The rule then moves w = unit * theta as its paper would. Schedules that count steps (t in SPSA's
-decay) count those of the run; `horizon` stretches them to another number of steps.
+theta is there; None: as the space says, which for text is the standard deviation of the box's token embedding. The
+rule then moves w = unit * theta as its paper would. Schedules that count steps (t in SPSA's decay) count those of the
+run; `horizon` stretches them to another number of steps.
 
 Sources are the papers and, where these differ, what their released code runs (methods/peers.md, methods/cbbt.md).
 Knows nothing of what a prompt is: a paper's subspace is a parametrization, chosen apart.
@@ -19,6 +19,7 @@ from engine.errors import RecipeError, nearest
 from engine.search.descent import LOSSES, Descent, DescentSearch
 from engine.search.estimators import OneSided, Spsa
 from engine.search.updates import Adam, ClipByNorm, LookAhead, Momentum, Schedule, Update, chain
+from engine.search_space import Space
 from engine.settings import Count, Exponent, Positive, PositiveOrZero, ShareBelowOne, Weight, check
 
 CBBT_STEPS = 750
@@ -61,24 +62,24 @@ class Cbbt:
         check(self)
         _choice("rule", self.rule, ("momentum", "adam"))
         _choice("kappa", self.kappa, ("d", "1/eps"))
-        self._descent(1, 1)
+        self._descent(Space(dim=1), 1)
 
-    def start(self, dim: int, budget: float, seed: int) -> DescentSearch:
-        return self._descent(dim, budget).start(dim, budget, seed)
+    def start(self, space: Space, candidates: float, seed: int) -> DescentSearch:
+        return self._descent(space, candidates).start(space, candidates, seed)
 
-    def _descent(self, dim: int, budget: float) -> Descent:
+    def _descent(self, space: Space, candidates: float) -> Descent:
         fewest, most = CBBT_DIRECTIONS
-        q = max(fewest, min(most, int(budget / CBBT_STEPS) - 1)) if self.q is None else self.q
-        eps = self.eps or max(1 / dim, 1e-3)
-        repository = Schedule(size=1 / (eps * dim) if self.kappa == "1/eps" else 1.0)
+        q = max(fewest, min(most, int(candidates / CBBT_STEPS) - 1)) if self.q is None else self.q
+        eps = self.eps or max(1 / space.dim, 1e-3)
+        repository = Schedule(size=1 / (eps * space.dim) if self.kappa == "1/eps" else 1.0)
         step: Update = Momentum(beta=self.beta)
         if self.rule == "adam":
             step = Adam(weight_decay=self.weight_decay)
         lr = (2e-3 if self.rule == "adam" else 0.1) if self.lr is None else self.lr
         return Descent(
-            estimator=OneSided(k=q, h=eps / math.sqrt(dim), directions="sphere"),
+            estimator=OneSided(k=q, h=eps / math.sqrt(space.dim), directions="sphere"),
             update=chain(repository, ClipByNorm(limit=self.clip), step, Schedule(size=lr, shape="cosine")),
-            unit=self.unit or 1.0,
+            unit=self.unit or space.unit,
             recommend="last",
         )
 
@@ -110,13 +111,13 @@ class SpsaGc:
 
     def __post_init__(self) -> None:
         check(self)
-        self._descent(1)
+        self._descent(Space(dim=1), 1)
 
-    def start(self, dim: int, budget: float, seed: int) -> DescentSearch:
-        return self._descent(budget).start(dim, budget, seed)
+    def start(self, space: Space, candidates: float, seed: int) -> DescentSearch:
+        return self._descent(space, candidates).start(space, candidates, seed)
 
-    def _descent(self, budget: float) -> Descent:
-        horizon = budget / (2 * self.k) if self.horizon is None else self.horizon
+    def _descent(self, space: Space, candidates: float) -> Descent:
+        horizon = candidates / (2 * self.k) if self.horizon is None else self.horizon
         return Descent(
             estimator=Spsa(k=self.k, h=self.c),
             probe=Schedule(size=1.0, shape="power", alpha=self.gamma, offset=0.0, horizon=horizon),
@@ -124,7 +125,7 @@ class SpsaGc:
                 LookAhead(beta=self.beta),
                 Schedule(size=self.a, shape="power", alpha=self.alpha, offset=self.o, horizon=horizon),
             ),
-            unit=self.unit or 1.0,
+            unit=self.unit or space.unit,
             recommend="last",
         )
 
@@ -153,14 +154,14 @@ class Bar:
         check(self)
         if self.lr < self.lr_end:
             raise RecipeError(f"lr={self.lr} and lr_end={self.lr_end}: give lr >= lr_end")
-        self._descent(1)
+        self._descent(Space(dim=1))
 
-    def start(self, dim: int, budget: float, seed: int) -> DescentSearch:
-        return self._descent(dim).start(dim, budget, seed)
+    def start(self, space: Space, candidates: float, seed: int) -> DescentSearch:
+        return self._descent(space).start(space, candidates, seed)
 
-    def _descent(self, dim: int) -> Descent:
+    def _descent(self, space: Space) -> Descent:
         return Descent(
-            estimator=OneSided(k=self.q, h=self.beta / math.sqrt(dim), directions="sphere"),
+            estimator=OneSided(k=self.q, h=self.beta / math.sqrt(space.dim), directions="sphere"),
             update=Schedule(size=self.lr, shape="cosine", floor=self.lr_end / self.lr),
             unit=self.unit,
             recommend="last",
@@ -195,21 +196,21 @@ class Zip:
 
     def __post_init__(self) -> None:
         check(self)
-        self._descent(1, 1)
+        self._descent(Space(dim=1), 1)
 
-    def start(self, dim: int, budget: float, seed: int) -> DescentSearch:
-        return self._descent(dim, budget).start(dim, budget, seed)
+    def start(self, space: Space, candidates: float, seed: int) -> DescentSearch:
+        return self._descent(space, candidates).start(space, candidates, seed)
 
-    def _descent(self, dim: int, budget: float) -> Descent:
-        horizon = budget / (2 * self.k) if self.horizon is None else self.horizon
+    def _descent(self, space: Space, candidates: float) -> Descent:
+        horizon = candidates / (2 * self.k) if self.horizon is None else self.horizon
         return Descent(
             estimator=Spsa(k=self.k, h=self.c),
             probe=Schedule(size=1.0, shape="power", alpha=self.gamma, offset=0.0, horizon=horizon),
             update=chain(
-                ClipByNorm(limit=self.clip or math.sqrt(dim)),
+                ClipByNorm(limit=self.clip or math.sqrt(space.dim)),
                 Schedule(size=self.a, shape="power", alpha=self.alpha, offset=self.o, horizon=horizon),
             ),
-            unit=self.unit or 1.0,
+            unit=self.unit or space.unit,
             recommend="last",
         )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from engine import noise
 from engine.core import Array, Feedback, Needs
 from engine.errors import RecipeError, nearest
 from engine.search.replay import replay
+from engine.search_space import Space
 from engine.settings import Population, Positive, ShareBelowOne, Steps, Weight, check
 
 ANSWERS = frozenset({"labels", "topk", "scores", "features"})
@@ -109,8 +110,8 @@ class BptVlm:
     def __post_init__(self) -> None:
         check(self)
 
-    def start(self, dim: int, budget: float, seed: int) -> ScriptSearch:
-        return ScriptSearch(lambda _: self._run(dim, seed), dim)
+    def start(self, space: Space, candidates: float, seed: int) -> ScriptSearch:
+        return ScriptSearch(lambda _: self._run(space.dim, seed), space.dim)
 
     def _run(self, dim: int, seed: int) -> Script:
         cma = full_cma(dim, self.sigma, self.popsize, seed)
@@ -158,7 +159,7 @@ class SharpZo:
     pairs: str = "sgd"
     """`sgd`: the paper's. `accumulate`: the released code's, whose gradients are summed and never cleared."""
     unit: Positive | None = None
-    """One unit of theta in raw units; None: the standard deviation of the box's token embedding, 1 where unknown."""
+    """One unit of theta in raw units; None: as the space says."""
 
     needs = Needs(gives=ANSWERS - {"labels"})
     subspace = "random:1/4"
@@ -170,32 +171,32 @@ class SharpZo:
                 words = " or ".join(map(repr, known))
                 raise RecipeError(f"{name}={given!r} is unknown{nearest(given, known)}; give {words}")
 
-    def start(self, dim: int, budget: float, seed: int) -> ScriptSearch:
-        return ScriptSearch(lambda loss: self._run(dim, budget, seed), dim)
+    def start(self, space: Space, candidates: float, seed: int) -> ScriptSearch:
+        space = replace(space, unit=self.unit or space.unit)
+        return ScriptSearch(lambda _: self._run(space, candidates, seed), space.dim)
 
-    @property
-    def _unit(self) -> float:
-        return 1.0 if self.unit is None else self.unit
+    def _run(self, space: Space, candidates: float, seed: int) -> Script:
+        mean, slope, spent = yield from self._warm_start(space, candidates, seed)
+        yield from self._descend(mean, slope, space.unit, candidates - spent, seed)
 
-    def _run(self, dim: int, budget: float, seed: int) -> Script:
-        mean, slope, spent = yield from self._warm_start(dim, budget, seed)
-        yield from self._descend(mean, slope, budget - spent, seed)
-
-    def _warm_start(self, dim: int, budget: float, seed: int) -> Generator[Array, Array, tuple[Array, Array, int]]:
+    def _warm_start(
+        self, space: Space, candidates: float, seed: int
+    ) -> Generator[Array, Array, tuple[Array, Array, int]]:
         """Stage 1 (eq. 5). Returns the CMA mean, the last slope and the evaluations spent."""
-        cma = full_cma(dim, self.sigma / self._unit, self.popsize, seed)
+        dim, unit = space.dim, space.unit
+        cma = full_cma(dim, self.sigma / unit, self.popsize, seed)
         mean, slope, spent, generation = np.zeros(dim), np.zeros(dim), 1, 0
         price = {"coordinates": 2 * dim, "block": dim + 1, "momentum": 0}[self.slope]
         while True:
             due = generation % self.refresh == 0
             # A generation that would overrun the stage is not begun.
             cost = self.popsize + (price if due else 0)
-            if spent + cost > self.switch * budget:
+            if spent + cost > self.switch * candidates:
                 return mean, slope, spent
             if due and price:
-                slope = yield from self._slope(mean)
+                slope = yield from self._slope(mean, unit)
             samples = cma.ask()
-            uphill = self.rho / self._unit * slope / (float(np.linalg.norm(slope)) or 1.0)
+            uphill = self.rho / unit * slope / (float(np.linalg.norm(slope)) or 1.0)
             losses = yield np.stack(samples) + uphill
             cma.tell(samples, worst_last(losses))
             if self.slope == "momentum":
@@ -204,30 +205,30 @@ class SharpZo:
             spent += cost
             generation += 1
 
-    def _descend(self, theta: Array, slope: Array, budget: float, seed: int) -> Script:
-        """Stage 2 (eq. 6)."""
-        left, total = budget, np.zeros(len(theta))
-        eta = min(0.1, 1e-3 * SHARPZO_STEPS / max(1.0, budget / 2)) if self.eta is None else self.eta
+    def _descend(self, theta: Array, slope: Array, unit: float, left: float, seed: int) -> Script:
+        """Stage 2 (eq. 6), with so many candidates left."""
+        total = np.zeros(len(theta))
+        eta = min(0.1, 1e-3 * SHARPZO_STEPS / max(1.0, left / 2)) if self.eta is None else self.eta
         step = 0
         while True:
             if step and step % self.prune_every == 0 and left >= 4 * len(theta):
-                slope = yield from self._slope(theta)
+                slope = yield from self._slope(theta, unit)
                 left -= 2 * len(theta)
             if step % self.prune_every == 0:
                 mask = self._mask(theta, slope)
             u = noise.rng(seed, step, noise.Purpose.PROBES).standard_normal(len(theta)) * mask
-            probe = self.mu / self._unit * u
+            probe = self.mu / unit * u
             up, down = yield np.stack([theta + probe, theta - probe])
             left -= 2
             # In raw units the slope is (up - down) / (2 mu); a raw step is divided by the unit.
             gradient = (up - down) / (2 * self.mu) * u if math.isfinite(up - down) else np.zeros(len(theta))
             total = total + gradient if self.pairs == "accumulate" else gradient
-            theta = theta - eta / self._unit * total
+            theta = theta - eta / unit * total
             step += 1
 
-    def _slope(self, theta: Array) -> Generator[Array, Array, Array]:
+    def _slope(self, theta: Array, unit: float) -> Generator[Array, Array, Array]:
         """The gradient from coordinate probes, in raw units; 0 where a probe failed."""
-        probes = self.mu / self._unit * np.eye(len(theta))
+        probes = self.mu / unit * np.eye(len(theta))
         if self.slope == "coordinates":
             losses = yield np.concatenate([theta + probes, theta - probes])
             up, down = losses.reshape(2, -1)

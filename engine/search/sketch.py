@@ -27,7 +27,7 @@ Knows nothing of prompts, of boxes, or of budgets beyond the number of candidate
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -36,9 +36,10 @@ from engine import noise
 from engine.checkpoint import Like, arrays_like, number, whole_number
 from engine.core import Array, Feedback, Needs, Outputs
 from engine.errors import ArtifactError, RecipeError, RefusedError
-from engine.search.solver import Paid, Target, mean_loss, solve
+from engine.search.solver import Paid, mean_loss, solve
 from engine.search.tables import Features, Scores, Table
-from engine.settings import Count, Positive, Range, ShareBelowOne, Steps, Weight, check
+from engine.search_space import Space
+from engine.settings import Count, Positive, Range, Steps, Weight, check
 
 Parts = dict[str, Array]
 """A table, or a stack of them, by what it holds: `scores`, or `text` and `image` features."""
@@ -76,14 +77,10 @@ class Sketch:
     """eps: what a step pays where the Jacobian is known, as a share of what it pays where nothing is."""
     damping: Positive = 0.3
     """First lambda."""
-    anchor: ShareBelowOne = 0.0
-    """Share of the scores at theta = 0 in the target."""
-    pull: Weight = 0.0
-    """Weight of 1/2 the mean square of theta's entries in the loss: a pull to theta = 0."""
     coupling: Weight = 2.0
     """Weight of 1/2 the mean square of the parts' departures from their mean in the loss; nothing where G is 1."""
     parts: Steps | None = None
-    """G, the equal parts of theta that each move one class alone; None: as the prompt says."""
+    """G, the equal parts of theta that each move one class alone; None: as the space says."""
 
     needs = Needs(gives=frozenset({"scores", "features"}), table=True)
     tokens = 8
@@ -97,14 +94,15 @@ class Sketch:
         if not self.spread > 1:
             raise RecipeError(f"spread={self.spread} is a factor between dampings; it must be above 1")
 
-    def start(self, dim: int, budget: float, seed: int) -> SketchSearch:
-        """A search over `(dim,)` vectors from theta = 0; `budget` is the number of candidates it may ask for.
+    def start(self, space: Space, candidates: float, seed: int) -> SketchSearch:
+        """A search from theta = 0 that may ask for so many candidates.
 
-        Raises RecipeError where `dim` does not divide into the parts.
+        Raises:
+            RecipeError: d does not divide into the parts.
         """
-        if dim % (self.parts or 1):
-            raise RecipeError(f"parts={self.parts}: {dim} dimensions do not divide into so many equal parts")
-        return SketchSearch(self, dim, budget, seed)
+        if space.dim % (self.parts or 1):
+            raise RecipeError(f"parts={self.parts}: {space.dim} dimensions do not divide into so many equal parts")
+        return SketchSearch(self, replace(space, parts=self.parts or space.parts), candidates, seed)
 
 
 class SketchSearch:
@@ -112,15 +110,13 @@ class SketchSearch:
 
     What holds for other rows than it was taken on: text features do, so that with minibatches nothing is asked twice.
     Scores and image features do not: when the labels of a round differ from those before (rows are drawn anew), memory
-    is dropped, and from then on every round begins with theta (and the template, for the anchor) on its own rows.
+    is dropped, and from then on every round begins with theta on its own rows.
     """
 
-    def __init__(self, method: Sketch, dim: int, budget: float, seed: int) -> None:
-        self._method, self._dim, self._budget, self._seed = method, dim, budget, seed
-        self._parts = method.parts or 1
-        self._width = dim // self._parts
-        """d / G."""
-        self._theta = np.zeros(dim, np.float32)
+    def __init__(self, method: Sketch, space: Space, candidates: float, seed: int) -> None:
+        self._method, self._candidates, self._seed = method, candidates, seed
+        self._dim, self._parts, self._width, self._moves = space.dim, space.parts, space.width, space.moves
+        self._theta = np.zeros(self._dim, np.float32)
         self._damping = method.damping
         self._step = self._spent = 0
         self._redrawn = False
@@ -128,14 +124,12 @@ class SketchSearch:
         self._scale = 1.0
         self._table: Parts = {}
         """What moves, at theta; empty: not known."""
-        self._zero: Parts = {}
-        """The same at theta = 0."""
         self._fixed: Parts = {}
         """What does not move, on the rows of the last round."""
         self._U, self._mid = np.zeros((2, 0, self._parts, self._width))
         """Secants `(n, G, d/G)`: unit directions (zero for a part that did not move) and midpoints over sqrt(d/G)."""
         self._Y: Parts = {}
-        self._tests: Array = np.zeros((0, dim), np.float32)
+        self._tests: Array = np.zeros((0, self._dim), np.float32)
         """What a round of tests asks; empty: probes are next."""
         self._dampings: Array = np.zeros(0)
         """Of these tests."""
@@ -150,7 +144,7 @@ class SketchSearch:
         if len(self._tests):
             return np.concatenate([known, self._tests])[:limit]
         # No probes that the budget leaves no tests for.
-        left = max(1, int(self._budget) - self._spent - len(known) - self._method.radii)
+        left = max(1, int(self._candidates) - self._spent - len(known) - self._method.radii)
         count = min(self._method.k, self._width, self._remembered, max(0, limit - len(known)), left)
         probes = self._method.h * self._unit * math.sqrt(self._width) * self._directions(count)
         return np.concatenate([known, (self._theta + np.tile(probes, self._parts)).astype(np.float32)])[:limit]
@@ -161,28 +155,24 @@ class SketchSearch:
         known = len(self._known())
         self._spent += len(thetas)
         self._step += 1
-        tables, self._fixed = _parts(feedback.outputs, len(thetas), set(self._table))
-        if self._parts > 1 and len(thetas) == 1 and "image" in tables:  # the parts are the classes' texts
-            self._fixed["image"] = tables.pop("image")[0]
+        tables, self._fixed = _parts(feedback.outputs, len(thetas), self._moves)
         moved = [part.shape[1] for name, part in tables.items() if name != "image"]
         if self._parts > 1 and ("image" in tables or moved != [self._parts]):
             raise RefusedError(
                 f"parts={self._parts}: theta falls into as many parts as there are classes and moves nothing but them; "
                 "search a text context per class, or leave parts out"
             )
-        for name in set(self._table) - set(tables):  # a lone first candidate could not tell what moves
-            del self._table[name], self._zero[name]
-            self._Y.pop(name, None)
-        for name, part in self._table.items():
-            if tables[name].shape[1:] != part.shape:
-                raise ArtifactError(f"the table of {name} is {tables[name].shape[1:]}, and the state's {part.shape}")
+        shapes = {name: part.shape[1:] for name, part in tables.items()}
+        held = {name: part.shape for name, part in self._table.items()}
+        if held and held != shapes:
+            raise ArtifactError(f"the tables that came are {shapes}, and the state's {held}")
         self._scale = feedback.outputs.scale
         labels = np.asarray(feedback.labels)
         changed = len(self._labels) > 0 and not np.array_equal(labels, self._labels)
         self._labels = labels
         if changed and not self._redrawn and set(tables) != {"text"}:
             # These answers cannot be compared with what was known: begin anew, with the base in every round.
-            self._redrawn, self._table, self._zero = True, {}, {}
+            self._redrawn, self._table = True, {}
             self._tests, self._dampings = self._tests[:0], self._dampings[:0]
             self._forget()
             return
@@ -190,11 +180,9 @@ class SketchSearch:
         for part in tables.values():
             sound &= np.isfinite(part.reshape(len(part), -1)).all(1)
         if known:
-            if not sound[:known].all() or len(thetas) < known:
+            if not sound[0]:
                 return
             self._table = {name: part[0] for name, part in tables.items()}
-            if self._redrawn or not self._zero:
-                self._zero = {name: part[known - 1] for name, part in tables.items()}
             if self._redrawn and not len(self._tests):
                 self._forget()
         found = np.flatnonzero(sound[known:])
@@ -209,11 +197,8 @@ class SketchSearch:
         return self._theta.copy()
 
     def _known(self) -> Array:
-        """What a round must begin with because its table is not known: theta, and theta = 0 for the anchor."""
-        if self._table and not self._redrawn:
-            return np.zeros((0, self._dim), np.float32)
-        with_zero = self._redrawn and self._method.anchor > 0 and self._theta.any()
-        return np.stack([self._theta, np.zeros_like(self._theta)] if with_zero else [self._theta])
+        """What a round must begin with: theta `(1, d)` where its table is not known, else nothing `(0, d)`."""
+        return self._theta[None][: 0 if self._table and not self._redrawn else 1]
 
     # -----------------------------------------------------------------------------------------------------------------
     # What is known of the Jacobian
@@ -294,26 +279,27 @@ class SketchSearch:
         # The middle first: the others start from it, and it is asked even where not all can be paid.
         powers = np.arange(method.radii) - (method.radii - 1) / 2
         self._dampings = self._damping * method.spread ** powers[np.argsort(np.abs(powers), kind="stable")]
-        table, target = self._tables(self._table, moves=True), self._target()
+        table = self._tables(self._table, moves=True)
         found: list[Array] = []
         for damping in self._dampings:
-            found.append(solve(table, target, mix, self._paid(here, damping * price), found[0] if found else None))
+            paid = self._paid(here, damping * price)
+            found.append(solve(table, self._labels, mix, paid, found[0] if found else None))
         steps = math.sqrt(self._width) * np.stack(found) @ basis
         self._tests = (self._theta + steps.reshape(len(found), -1)).astype(np.float32)
 
     def _paid(self, here: Array, price: Array) -> Paid:
-        """What steps `(G, K)` from `here` `(G, K)` pay: a mean over parts of 1/2 a^T price a, and the pulls."""
+        """What steps `(G, K)` from `here` `(G, K)` pay: a mean over parts of 1/2 a^T price a, and the coupling."""
 
         def paid(a: Array) -> tuple[float, Array]:
-            cost, slope = self._pulls(here + a)
+            cost, slope = self._coupling(here + a)
             priced = np.matmul(price, a[..., None])[..., 0] / len(a)
             return cost + float(np.vdot(a, priced)) / 2, slope + priced
 
         return paid
 
-    def _pulls(self, there: Array) -> tuple[float, Array]:
-        """What the pull and the coupling of parts `(G, ...)` add to the loss, and the gradient of that."""
-        slope = (self._method.pull * there + self._method.coupling * (there - there.mean(0))) / len(there)
+    def _coupling(self, there: Array) -> tuple[float, Array]:
+        """What the coupling of parts `(G, ...)` adds to the loss, and the gradient of that."""
+        slope = self._method.coupling * (there - there.mean(0)) / len(there)
         return float(np.vdot(there, slope)) / 2, slope
 
     def _told_tests(self, thetas: Array, tables: Parts, dampings: Array) -> None:
@@ -350,20 +336,16 @@ class SketchSearch:
             scale=self._scale,
         )
 
-    def _target(self) -> Target:
-        weight = self._method.anchor
-        return Target(labels=self._labels, weight=weight, anchor=self._tables(self._zero) if weight > 0 else None)
-
     def _objective(self, parts: Parts, theta: Array) -> float:
-        """What is searched for: cross-entropy to the target, the pull and the coupling."""
-        loss, _ = mean_loss(self._tables(parts), self._target(), np.zeros((1, 0)), slopes=False)
-        return loss + self._pulls(self._split(theta))[0]
+        """What is searched for: cross-entropy and the coupling."""
+        loss, _ = mean_loss(self._tables(parts), self._labels, np.zeros((1, 0)), slopes=False)
+        return loss + self._coupling(self._split(theta))[0]
 
     # -----------------------------------------------------------------------------------------------------------------
     # State
 
     _ARRAYS = ("theta", "labels", "U", "mid", "tests", "dampings")
-    _PARTS = ("table", "zero", "Y")
+    _PARTS = ("table", "Y")
     """What does not move, `fixed`, comes with every answer: it is not kept."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -389,12 +371,11 @@ class SketchSearch:
                 "tests": Like("float32", (None, self._dim)),
                 "dampings": Like("float64", (None,)),
                 "scalars": Like("float64", (5,)),
-                **{f"{group}.{name}": like for group in ("table", "zero") for name, like in tables.items()},
+                **{f"table.{name}": like for name, like in tables.items()},
                 **{f"Y.{name}": Like("float32", (len(state["U"]), *state[f"table.{name}"].shape)) for name in secants},
             },
         )
-        for group in ("table", "zero"):
-            setattr(self, f"_{group}", {name: told[f"{group}.{name}"] for name in moving})
+        self._table = {name: told[f"table.{name}"] for name in moving}
         self._Y = {name: told[f"Y.{name}"] for name in secants}
         for name in self._ARRAYS:
             setattr(self, f"_{name}", told[name])
@@ -412,9 +393,6 @@ class SketchSearch:
             raise ArtifactError("its secants are of other tables than its own")
         if np.abs(self._U).max(initial=0.0) > 1 + 1e-6:
             raise ArtifactError("its secants have directions that are no unit vectors")
-        for name, part in self._table.items():
-            if part.shape != self._zero[name].shape:
-                raise ArtifactError(f"its tables of {name} at theta and at 0 are of different shapes")
 
 
 def _read_only(array: Array) -> Array:
@@ -424,19 +402,19 @@ def _read_only(array: Array) -> Array:
     return view
 
 
-def _parts(outputs: Outputs, count: int, known: set[str]) -> tuple[Parts, Parts]:
-    """What moves with the candidate, `(P, ...)`, and what does not. Of a lone candidate that is what is known to move,
-    and everything where nothing is known yet."""
+def _parts(outputs: Outputs, count: int, moves: frozenset[str]) -> tuple[Parts, Parts]:
+    """What moves with the candidate, `(P, ...)`, and what does not. Scores move with everything."""
     if outputs.scores is not None:
         # Classes first, as text features have them; copied, since bits depend on the order in memory.
         return {"scores": np.ascontiguousarray(outputs.scores.transpose(0, 2, 1))}, {}
     if outputs.text is None or outputs.image is None:
         raise RefusedError("sketch needs scores or features; this box gives neither")
     given = {"text": outputs.text, "image": outputs.image}
-    moving = {
-        name: part for name, part in given.items() if len(part) == count and (count > 1 or not known or name in known)
-    }
-    return moving, {name: part[0] for name, part in given.items() if name not in moving}
+    moving = {name: part for name, part in given.items() if name in moves}
+    for name, part in moving.items():
+        if len(part) != count:
+            raise RefusedError(f"{name} features move by the prompt's space; {len(part)} came for {count} candidates")
+    return moving, {name: part[0] for name, part in given.items() if name not in moves}
 
 
 def _span(rows: Array) -> Array:

@@ -17,6 +17,7 @@ from engine import noise
 from engine.checkpoint import Like, arrays_like
 from engine.core import Array, Feedback, Needs
 from engine.search.sharpness import ANSWERS, Script, ScriptSearch
+from engine.search_space import Space
 from engine.settings import MANY, Range, Share, check
 
 TRIES = 50
@@ -45,8 +46,8 @@ class Words:
     def __post_init__(self) -> None:
         check(self)
 
-    def start(self, dim: int, budget: float, seed: int) -> WordsSearch:
-        return WordsSearch(self, dim, seed)
+    def start(self, space: Space, candidates: float, seed: int) -> WordsSearch:
+        return WordsSearch(self, space.dim, seed)
 
 
 class WordsSearch:

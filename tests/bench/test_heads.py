@@ -30,5 +30,5 @@ def test_trials_are_resumed_and_stand_in_the_table(tmp_path, monkeypatch, capsys
 
 
 def test_a_setting_that_nobody_has_is_told(tmp_path, capsys):
-    assert heads.main(["anchr=0", "--out", str(tmp_path / "x.jsonl")]) == 2
-    assert "anchor" in capsys.readouterr().err
+    assert heads.main(["couplin=0", "--out", str(tmp_path / "x.jsonl")]) == 2
+    assert "coupling" in capsys.readouterr().err

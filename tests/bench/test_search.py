@@ -12,6 +12,7 @@ from bench.search_trials import Arm, Job, trial, with_heads
 from engine import search as methods
 from engine.core import Feedback, Outputs
 from engine.errors import RecipeError
+from engine.search_space import Space
 
 WHERE = {"box": "toy:", "shots": 4, "prompt": {"name": "text"}}
 TOY = ["--tasks", "toy:", "--box", "toy:", "--shots", "4", "--processes", "0"]
@@ -176,8 +177,8 @@ def world():
 
 
 def begun(name: str, world, **options):
-    method = methods.make(name, {"anchor": 0.0, **options})
-    found = method.start(12, 200, 1)
+    method = methods.make(name, options)
+    found = method.start(Space(dim=12), 200, 1)
     if hasattr(found, "look_inside"):
         found.look_inside(world, world(np.zeros((1, 12))).labels)
     return found

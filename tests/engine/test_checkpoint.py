@@ -14,6 +14,7 @@ from engine import search
 from engine.checkpoint import SHARE, Checkpoint, Like, arrays_like, load_state, save_state, whole_number
 from engine.core import Feedback, Outputs
 from engine.errors import ArtifactError
+from engine.search_space import Space
 
 
 def test_state_keeps_nesting_bits_and_types(tmp_path):
@@ -135,7 +136,8 @@ def test_a_dear_checkpoint_is_written_seldom(tmp_path, monkeypatch):
 
 def table_search(classes=40, width=1000):
     """A `sketch` with a context per class and its memory full: hundreds of secants, tens of megabytes."""
-    begun = search.make("sketch", {"k": 8, "memory": 32, "parts": classes}).start(classes * width, 1000, 1)
+    space = Space(dim=classes * width, parts=classes, moves=frozenset({"text"}))
+    begun = search.make("sketch", {"k": 8, "memory": 32}).start(space, 1000, 1)
     random = np.random.default_rng(0)
     image, labels = random.standard_normal((80, 16), np.float32), np.arange(80) % classes
     into, codes = random.standard_normal((width, 16), np.float32), random.standard_normal((classes, 16), np.float32)

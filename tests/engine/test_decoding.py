@@ -28,7 +28,7 @@ def test_workers_read_images_and_the_driver_none(ray_local, tmp_path):
     problem = spec(tmp_path)
     pool = RayPool(problem, 2, chunk=1)
     try:
-        losses = pool.evaluate(np.zeros((4, pool.describe()[1]), np.float32)).losses
+        losses = pool.evaluate(np.zeros((4, pool.describe()[1].dim), np.float32)).losses
     finally:
         pool.close()
     assert np.isfinite(losses).all()
@@ -42,7 +42,7 @@ def test_a_problem_travels_without_its_images(tmp_path):
     assert len(pickle.dumps(problem)) < images / 2
     assert not list(tmp_path.iterdir())
     serial = Serial(problem)
-    serial.evaluate(np.zeros((1, serial.describe()[1]), np.float32))
+    serial.evaluate(np.zeros((1, serial.describe()[1].dim), np.float32))
     assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == [str(os.getpid())]
 
 

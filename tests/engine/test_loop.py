@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from engine.core import Feedback, Reply, Split, Work
+from engine.core import BoxSpec, Feedback, Reply, Split, Work
 from engine.errors import BudgetError
 from engine.ledger import Ledger
 from engine.loop import steps
 from engine.noise import Purpose, rng
+from engine.search_space import Space
 from engine.session import Session
 
 N, VAL, DIM = 20, 8, 5
@@ -21,7 +22,11 @@ class Bowl:
         self.asked, self.free_looks = [], free_looks
 
     def describe(self):
-        return None, DIM, self.free_looks
+        spec = BoxSpec(
+            uri="bowl:", gives=frozenset({"features" if self.free_looks else "scores"}), accepts=frozenset({"context"}),
+            classes=(), template="{}", image_size=1,
+        )  # fmt: skip
+        return spec, Space(dim=DIM, moves=frozenset({"text"}))
 
     def read(self, theta, split, *, whole):
         return self.evaluate(theta[None], split=split)

@@ -62,7 +62,7 @@ def test_staging_says_how_far_it_is(heard, monkeypatch):
 def test_what_workers_do_is_said_too(ray_local, heard):
     pool = RayPool(problem(), 1)
     try:
-        theta = np.zeros((1, pool.describe()[1]), np.float32)
+        theta = np.zeros((1, pool.describe()[1].dim), np.float32)
         for split in ("train", "val", "val"):
             pool.evaluate(theta, split=split)
     finally:

@@ -33,7 +33,7 @@ def border(side: int, width: int) -> np.ndarray:
 
 def test_the_default_is_tvps_border():
     made = frame(224)
-    assert made.width == 30 and made.dim == 69_840  # Zhang et al. 2024
+    assert made.width == 30 and made.space.dim == 69_840  # Zhang et al. 2024
     assert frame(32).width == 4 and frame(2).width == 1
 
 
@@ -42,7 +42,7 @@ def test_the_default_is_tvps_border():
 @pytest.mark.parametrize("subspace", ["full", "random:7"])
 def test_only_the_border_moves_and_all_of_it(grid, width, subspace):
     made = frame(width=width, grid=grid, subspace=subspace)
-    thetas = np.random.default_rng(0).normal(size=(40, made.dim)).astype(np.float32)
+    thetas = np.random.default_rng(0).normal(size=(40, made.space.dim)).astype(np.float32)
     pixels = made.decode(thetas).pixels
     assert pixels.shape == (40, 3, 16, 16) and pixels.dtype == np.float32
     moved = np.abs(pixels).max((0, 1)) > 0
@@ -52,7 +52,7 @@ def test_only_the_border_moves_and_all_of_it(grid, width, subspace):
 @pytest.mark.parametrize("settings", [{}, {"grid": 3}, {"grid": 6}, {"subspace": "random:60"}])
 def test_one_unit_of_theta_is_a_quarter_of_the_range(settings):
     made = frame(**settings, width=3)
-    thetas = np.random.default_rng(0).normal(size=(300, made.dim)).astype(np.float32)
+    thetas = np.random.default_rng(0).normal(size=(300, made.space.dim)).astype(np.float32)
     pixels = made.decode(thetas).pixels[:, :, border(16, 3)]
     assert np.sqrt((pixels.astype(np.float64) ** 2).mean()) == pytest.approx(0.25, rel=0.05)
 
@@ -60,24 +60,24 @@ def test_one_unit_of_theta_is_a_quarter_of_the_range(settings):
 @pytest.mark.parametrize("settings", [{}, {"grid": 4}, {"subspace": "random:5"}, {"grid": 4, "subspace": "random:5"}])
 def test_decoding_is_linear(settings):
     made = frame(**settings)
-    one, two = np.random.default_rng(0).normal(size=(2, 1, made.dim)).astype(np.float32)
+    one, two = np.random.default_rng(0).normal(size=(2, 1, made.space.dim)).astype(np.float32)
     both = made.decode(2 * one + two).pixels
     np.testing.assert_allclose(both, 2 * made.decode(one).pixels + made.decode(two).pixels, atol=1e-5)
 
 
 def test_a_grid_of_every_pixel_is_the_full_frame():
     full, fine = frame(width=2), frame(width=2, grid=16)
-    theta = np.random.default_rng(0).normal(size=(1, full.dim)).astype(np.float32)
-    assert fine.dim == full.dim
+    theta = np.random.default_rng(0).normal(size=(1, full.space.dim)).astype(np.float32)
+    assert fine.space.dim == full.space.dim
     np.testing.assert_allclose(fine.decode(theta).pixels, full.decode(theta).pixels, atol=1e-6)
 
 
 def test_a_coarse_grid_is_smooth_and_small_and_wastes_no_entry():
     made = frame(32, grid=5, width=4)
-    assert made.dim == 3 * 24  # the middle knot of 5 x 5 does not reach a border 4 wide
-    for entry in range(made.dim):
-        assert made.decode(np.eye(made.dim, dtype=np.float32)[entry : entry + 1]).pixels.any()
-    theta = np.random.default_rng(0).normal(size=(1, made.dim)).astype(np.float32)
+    assert made.space.dim == 3 * 24  # the middle knot of 5 x 5 does not reach a border 4 wide
+    for entry in range(made.space.dim):
+        assert made.decode(np.eye(made.space.dim, dtype=np.float32)[entry : entry + 1]).pixels.any()
+    theta = np.random.default_rng(0).normal(size=(1, made.space.dim)).astype(np.float32)
     row = made.decode(theta).pixels[0, 0, 0]
     assert np.abs(np.diff(row, 2))[np.abs(np.diff(row, 2)) > 1e-5].size <= 6  # bends at the knots alone
 

@@ -27,7 +27,7 @@ def spec(fault: str = "text", folder: str = "full") -> ProblemSpec:
 
 
 def candidates(count: int = 13, signal_at: int | None = None) -> np.ndarray:
-    dim = Serial(spec()).describe()[1]
+    dim = Serial(spec()).describe()[1].dim
     thetas = np.random.default_rng(0).standard_normal((count, dim)).astype(np.float32)
     if signal_at is not None:
         thetas[signal_at, 0] = SIGNAL
@@ -63,7 +63,7 @@ def test_the_same_bits_for_any_number_of_workers(pool_of, workers):
     table, other = pool.evaluate(thetas, table=True), serial.evaluate(thetas, table=True)
     assert table.outputs.logits().tobytes() == other.outputs.logits().tobytes()
     assert pool.fingerprint()["canary"] == serial.fingerprint()["canary"]
-    assert pool.describe()[1:] == serial.describe()[1:]
+    assert pool.describe()[1] == serial.describe()[1]
 
 
 def test_a_killed_worker_costs_a_retry_and_nothing_else(pool_of):

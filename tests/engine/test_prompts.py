@@ -12,6 +12,7 @@ from engine.errors import RecipeError, RefusedError
 from engine.prompts import PROMPTS, make_prompt
 from engine.prompts.subspaces import random_projection
 from engine.prompts.text import TextContext
+from engine.search_space import Space
 
 M, W = 4, 6
 TEMPLATE = np.random.default_rng(0).normal(size=(M, W)).astype(np.float32)
@@ -37,11 +38,22 @@ def parts(prompts) -> np.ndarray:
 every_subspace = pytest.mark.parametrize("subspace", ["full", "random:3"])
 
 
+def test_a_prompt_states_its_space():
+    def space(name, **options):
+        return make_prompt(name, SPEC, options=options).space
+
+    text, frame = frozenset({"text"}), 3 * (8 * 8 - 6 * 6)
+    assert space("text") == Space(dim=M * W, unit=0.25, moves=text)
+    assert space("text", per_class=True) == Space(dim=2 * M * W, parts=2, unit=0.25, moves=text)
+    assert space("pixels", width=1) == Space(dim=frame, moves=frozenset({"image"}))
+    assert space("text+pixels", width=1) == Space(dim=M * W + frame, moves=frozenset({"text", "image"}))
+
+
 @every_prompt
 @every_subspace
 def test_theta_zero_is_the_template_to_the_bit(name, subspace):
     prompt = make_prompt(name, SPEC, subspace=subspace)
-    decoded = prompt.decode(np.zeros((2, prompt.dim), np.float32))
+    decoded = prompt.decode(np.zeros((2, prompt.space.dim), np.float32))
     assert len(decoded) == 2 and decoded.needs() <= SPEC.accepts
     assert decoded.needs() == {{"text": "context"}.get(part, part) for part in name.split("+")}
     assert parts(decoded).dtype == np.float32
@@ -54,7 +66,7 @@ def test_theta_zero_is_the_template_to_the_bit(name, subspace):
 @every_subspace
 def test_decoding_is_pure_and_the_same_alone_or_in_a_stack(name, subspace):
     prompt = make_prompt(name, SPEC, subspace=subspace)
-    thetas = np.random.default_rng(1).normal(size=(5, prompt.dim)).astype(np.float32)
+    thetas = np.random.default_rng(1).normal(size=(5, prompt.space.dim)).astype(np.float32)
     kept = thetas.copy()
     stack = parts(prompt.decode(thetas))
     np.testing.assert_array_equal(thetas, kept)
@@ -67,7 +79,7 @@ def test_decoding_is_pure_and_the_same_alone_or_in_a_stack(name, subspace):
 @every_subspace
 def test_survives_pickle_and_is_the_same_in_another_process(name, subspace):
     prompt = make_prompt(name, SPEC, subspace=subspace, seed=7)
-    thetas = np.ones((1, prompt.dim), np.float32)
+    thetas = np.ones((1, prompt.space.dim), np.float32)
     expected = parts(prompt.decode(thetas))
     np.testing.assert_array_equal(parts(pickle.loads(pickle.dumps(prompt)).decode(thetas)), expected)
     again = make_prompt(name, SPEC, subspace=subspace, seed=7)
@@ -78,7 +90,7 @@ def test_survives_pickle_and_is_the_same_in_another_process(name, subspace):
 @pytest.mark.parametrize("shape", [(3,), (2, 5), (1, 1, M * W)])
 def test_a_wrong_shape_names_both_shapes(name, shape):
     prompt = make_prompt(name, SPEC)
-    with pytest.raises(ValueError, match=rf"{shape}.*P, {prompt.dim}".replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(ValueError, match=rf"{shape}.*P, {prompt.space.dim}".replace("(", r"\(").replace(")", r"\)")):
         prompt.decode(np.zeros(shape, np.float32))
 
 
@@ -94,7 +106,7 @@ def test_a_projection_moves_the_context_as_far_as_no_projection():
     spec = BoxSpec(**{**{f: getattr(SPEC, f) for f in SPEC.__dataclass_fields__}, "text": text})
     for subspace in ("full", "random:20", "random:400"):
         prompt = make_prompt("text", spec, subspace=subspace)
-        thetas = np.random.default_rng(0).normal(size=(8, prompt.dim)).astype(np.float32)
+        thetas = np.random.default_rng(0).normal(size=(8, prompt.space.dim)).astype(np.float32)
         assert np.sqrt(np.mean(prompt.decode(thetas).context ** 2)) == pytest.approx(0.02, rel=0.25)
 
 
@@ -139,19 +151,19 @@ def test_a_box_that_takes_no_context_is_refused():
 
 def test_a_parametrization_of_ones_own():
     made = make_prompt("engine.prompts.text:text_context", SPEC)
-    assert isinstance(made, TextContext) and made.dim == M * W
+    assert isinstance(made, TextContext) and made.space.dim == M * W
 
 
 @every_subspace
 def test_a_context_per_class_is_as_many_contexts(subspace):
     """Each part of theta decodes as it would by itself, and theta = 0 to the template for every class."""
     one, own = (make_prompt("text", SPEC, subspace=subspace, options={"per_class": each}) for each in (False, True))
-    assert own.dim == len(SPEC.classes) * one.dim
-    thetas = np.random.default_rng(5).normal(size=(3, own.dim)).astype(np.float32)
+    assert own.space.dim == len(SPEC.classes) * one.space.dim
+    thetas = np.random.default_rng(5).normal(size=(3, own.space.dim)).astype(np.float32)
     found = own.decode(thetas).context
     assert found.shape == (3, len(SPEC.classes), M, W)
     for number, part in enumerate(np.split(thetas, len(SPEC.classes), axis=1)):
         np.testing.assert_array_equal(found[:, number], one.decode(part).context)
-    np.testing.assert_array_equal(own.decode(np.zeros((1, own.dim), np.float32)).context[0], [TEMPLATE, TEMPLATE])
+    np.testing.assert_array_equal(own.decode(np.zeros((1, own.space.dim), np.float32)).context[0], [TEMPLATE, TEMPLATE])
     with pytest.raises(RecipeError, match="per_class"):
         make_prompt("pixels", SPEC, options={"per_class": True})

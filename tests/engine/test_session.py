@@ -30,7 +30,7 @@ def session_of(tmp_path):
 
 
 def some(session, seed=0):
-    return np.random.default_rng(seed).standard_normal(session.dim).astype(np.float32)
+    return np.random.default_rng(seed).standard_normal(session.space.dim).astype(np.float32)
 
 
 @pytest.mark.parametrize("options", ["", "?gives=scores", "?gives=labels"])
@@ -81,7 +81,7 @@ def test_the_template_is_read_once_where_theta_zero_is_the_same(session_of, tmp_
         session = session_of(tokens=tokens)
         before = len(answers(tmp_path))
         session.zero_shot()
-        session.read(np.zeros(session.dim, np.float32), "test")
+        session.read(np.zeros(session.space.dim, np.float32), "test")
         assert len(answers(tmp_path)) - before == reads and session.ledger.test_pairs == reads * TEST
 
 

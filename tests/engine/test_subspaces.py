@@ -31,8 +31,8 @@ def moved(prompt, thetas):
 @pytest.mark.parametrize("subspace", EVERY)
 def test_zero_is_the_template_to_the_bit_and_stacks_do_not_matter(subspace):
     prompt = make_prompt("text", SPEC, subspace=subspace)
-    np.testing.assert_array_equal(prompt.decode(np.zeros((1, prompt.dim), np.float32)).context[0], VOCABULARY[:M])
-    thetas = RANDOM.normal(size=(3, prompt.dim)).astype(np.float32)
+    np.testing.assert_array_equal(prompt.decode(np.zeros((1, prompt.space.dim), np.float32)).context[0], VOCABULARY[:M])
+    thetas = RANDOM.normal(size=(3, prompt.space.dim)).astype(np.float32)
     stack = prompt.decode(thetas).context
     for row in range(3):
         np.testing.assert_array_equal(prompt.decode(thetas[row : row + 1]).context[0], stack[row])
@@ -42,13 +42,13 @@ def test_zero_is_the_template_to_the_bit_and_stacks_do_not_matter(subspace):
 
 @pytest.mark.parametrize(("subspace", "dim"), [("random:1/4", M * W // 4), ("vocabulary:5", 5 * M), ("low-rank:3", 23)])
 def test_dimensions(subspace, dim):
-    assert make_prompt("text", SPEC, subspace=subspace).dim == dim
+    assert make_prompt("text", SPEC, subspace=subspace).space.dim == dim
 
 
 @pytest.mark.parametrize("subspace", ["random:1/4", "vocabulary:5"])
 def test_unit_entries_move_by_one_unit(subspace):
     prompt = make_prompt("text", SPEC, subspace=subspace)
-    thetas = RANDOM.normal(size=(200, prompt.dim))
+    thetas = RANDOM.normal(size=(200, prompt.space.dim))
     assert np.sqrt((moved(prompt, thetas) ** 2).mean()) == pytest.approx(1.0, abs=0.1)
 
 

@@ -52,7 +52,7 @@ def test_a_run_a_box_and_a_head_leave_the_process_its_threads(tmp_path):
         for _ in Tuning(recipe, tmp_path / "run"):
             assert now() == before
         serial = Serial(problem_of(recipe, task_of(recipe), search.make("momentum")))
-        serial.evaluate(np.zeros((1, serial.describe()[1]), np.float32))
+        serial.evaluate(np.zeros((1, serial.describe()[1].dim), np.float32))
         features, labels = np.eye(4, dtype=np.float32), np.array([0, 0, 1, 1])
         fit("linear", (features, labels), (features, labels))
         assert now() == before

@@ -22,7 +22,7 @@ def spec(template="a photo of  a {}.", accepts=("words",)):
 
 def test_theta_zero_is_the_template_letter_for_letter():
     prompt = make_prompt("words", spec())
-    decoded = prompt.decode(np.zeros((2, prompt.dim), np.float32))
+    decoded = prompt.decode(np.zeros((2, prompt.space.dim), np.float32))
     assert decoded.words == ("a photo of  a {}.",) * 2 and decoded.needs() == {"words"} and decoded.context is None
 
 
@@ -30,12 +30,12 @@ def test_theta_zero_is_the_template_letter_for_letter():
 def test_the_pool_decodes_to_the_templates(template):
     prompt = make_prompt("words", spec(template))
     assert prompt.decode(prompt.pool).words == tuple(dict.fromkeys((template, *TEMPLATES)))
-    assert not prompt.pool[0].any() and prompt.pool.shape[1] == prompt.dim
+    assert not prompt.pool[0].any() and prompt.pool.shape[1] == prompt.space.dim
 
 
 def test_any_theta_is_a_sentence_with_one_name():
     prompt = pickle.loads(pickle.dumps(make_prompt("words", spec())))
-    thetas = np.random.default_rng(0).normal(0, 50, (40, prompt.dim)).astype(np.float32)
+    thetas = np.random.default_rng(0).normal(0, 50, (40, prompt.space.dim)).astype(np.float32)
     sentences = prompt.decode(thetas).words
     assert all(sentence.count("{}") == 1 and sentence.format("x") for sentence in sentences)
     assert sentences == tuple(prompt.decode(theta[None]).words[0] for theta in thetas)

@@ -21,8 +21,8 @@ class Faulty:
     folder: str
 
     @property
-    def dim(self):
-        return self.inner.dim
+    def space(self):
+        return self.inner.space
 
     def decode(self, thetas):
         if (thetas[:, 0] == SIGNAL).any():

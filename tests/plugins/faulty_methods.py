@@ -18,7 +18,7 @@ class Dies:
 
     needs = Needs()
 
-    def start(self, dim, budget, seed):
+    def start(self, space, candidates, seed):
         os._exit(1)
 
 
@@ -28,7 +28,7 @@ class Raises:
 
     needs = Needs()
 
-    def start(self, dim, budget, seed):
+    def start(self, space, candidates, seed):
         raise ZeroDivisionError("on purpose")
 
 
@@ -38,7 +38,7 @@ class FullDisk:
 
     needs = Needs()
 
-    def start(self, dim, budget, seed):
+    def start(self, space, candidates, seed):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -48,9 +48,9 @@ class Chatty:
 
     needs = Needs()
 
-    def start(self, dim, budget, seed):
+    def start(self, space, candidates, seed):
         print("from Python")
         print("from Python, where others look for it", file=sys.__stdout__, flush=True)
         os.write(1, b"from C\n")
         subprocess.run(["echo", "from a child"], check=True)
-        return Momentum().start(dim, budget, seed)
+        return Momentum().start(space, candidates, seed)

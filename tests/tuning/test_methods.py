@@ -13,7 +13,7 @@ from engine.boxes import toy
 from engine.core import Feedback
 from engine.errors import BudgetError, RecipeError, RefusedError
 from engine.pool import Serial
-from engine.search import METHODS, fit, make
+from engine.search import METHODS, make
 from tuning import queryless, run
 from tuning.evaluate import evaluate
 from tuning.recipe import make_recipe
@@ -74,8 +74,8 @@ def test_every_peer_improves_on_zero_shot_with_its_defaults(world, name):
     method = make(name)
     recipe = make_recipe({"task": "toy:", "box": "toy:", "method": name})
     serial = Serial(problem_of(recipe, world, method), chunk=8)
-    spec, dim, _ = serial.describe()
-    search = fit(method, sigma=spec.text.sigma).start(dim, 500, seed=1)
+    _, space = serial.describe()
+    search = method.start(space, 500, seed=1)
     done = 0
     while done < 500:
         thetas = search.ask(min(50, 500 - done))
@@ -83,7 +83,7 @@ def test_every_peer_improves_on_zero_shot_with_its_defaults(world, name):
         told = world.train.labels if method.needs.table else None
         search.tell(thetas, Feedback(losses=reply.losses, outputs=reply.outputs, labels=told))
         done += len(thetas)
-    ends = np.stack([np.zeros(dim, np.float32), search.recommend()])
+    ends = np.stack([np.zeros(space.dim, np.float32), search.recommend()])
     zero, tuned_loss = serial.evaluate(ends).losses
     assert tuned_loss < 0.85 * zero
 

@@ -80,7 +80,8 @@ def test_nothing_that_was_filled_in_is_null(tmp_path):
     told = load_recipe(finished(tmp_path / "text", TOY, budget=10.0) / RECIPE)
     assert told["data_seed"] == 1 and told["prompt"]["tokens"] == 8
     assert told["prompt"]["per_class"] == 200 and told["prompt"]["subspace"] == "full"
-    assert told["method"]["k"] == 8 and told["method"]["parts"] == 5 and told["method"]["name"] == "sketch"
+    assert told["method"]["k"] == 8 and told["method"]["name"] == "sketch"
+    assert told["method"]["parts"] is None, "the prompt's space says it"
     told = load_recipe(finished(tmp_path / "own", TOY, method="momentum", budget=10.0) / RECIPE)
     assert told["prompt"]["tokens"] > 0 and told["prompt"]["per_class"] is False and told["method"]["radius"] == 0.3
     pixels = {"prompt": {"name": "pixels"}, "box": "mini:resnet", "task": "mini:digits", "method": "momentum"}

@@ -79,7 +79,7 @@ def test_the_template_is_scored_as_open_clip_does_it(box, staged, model):
 
 def test_theta_zero_is_the_template(box, staged):
     prompt = make_prompt("text", box.spec)
-    zero = box.answer(prompt.decode(np.zeros((2, prompt.dim), np.float32)), staged, ROWS)
+    zero = box.answer(prompt.decode(np.zeros((2, prompt.space.dim), np.float32)), staged, ROWS)
     template = box.answer(Prompts(count=2), staged, ROWS)
     words = box.answer(Prompts(count=1, words=(TEMPLATE,)), staged, ROWS)
     assert template.text.shape == zero.text.shape == (2, 3, 16)
@@ -102,7 +102,7 @@ def test_rows_are_answered_in_the_order_asked(box, staged):
 
 def test_text_and_pixels_together(box, staged):
     prompt = make_prompt("text", box.spec)
-    context = prompt.decode(np.full((2, prompt.dim), 0.5, np.float32)).context
+    context = prompt.decode(np.full((2, prompt.space.dim), 0.5, np.float32)).context
     pixels = np.zeros((2, 3, 32, 32), np.float32)
     pixels[1, :, :4] = 0.7
     both = box.answer(Prompts(count=2, context=context, pixels=pixels), staged, ROWS)

@@ -34,7 +34,7 @@ def test_theta_zero_answers_as_the_template_does():
     box, task = opened(), toy_task()
     staged, prompt = box.stage(task.val.source), make_prompt("text", box.spec)
     untouched = box.answer(Prompts(count=2), staged, ROWS)
-    zero = box.answer(prompt.decode(np.zeros((2, prompt.dim), np.float32)), staged, ROWS)
+    zero = box.answer(prompt.decode(np.zeros((2, prompt.space.dim), np.float32)), staged, ROWS)
     np.testing.assert_array_equal(untouched.text, zero.text)
     np.testing.assert_allclose(np.linalg.norm(zero.text, axis=-1), 1, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(zero.image, axis=-1), 1, atol=1e-6)
@@ -46,14 +46,14 @@ def test_tuning_helps(seed):
     box, task = opened(), toy_task(seed=seed)
     train, test = box.stage(task.train.source), box.stage(task.test.source)
     prompt, rng = make_prompt("text", box.spec), np.random.default_rng(seed)
-    best, rows = np.zeros((1, prompt.dim), np.float32), np.arange(len(task.train))
+    best, rows = np.zeros((1, prompt.space.dim), np.float32), np.arange(len(task.train))
 
     def loss(thetas):
         return cross_entropy(box.answer(prompt.decode(thetas), train, rows), task.train.labels)
 
     lowest = loss(best)[0]
     for _ in range(60):
-        thetas = best + 0.3 * rng.normal(size=(8, prompt.dim)).astype(np.float32)
+        thetas = best + 0.3 * rng.normal(size=(8, prompt.space.dim)).astype(np.float32)
         losses = loss(thetas)
         if losses.min() < lowest:
             lowest, best = losses.min(), thetas[losses.argmin()][None]
@@ -77,7 +77,7 @@ def test_everything_is_deterministic_and_by_reference():
 def test_answers_do_not_depend_on_the_other_candidates():
     box, task = opened(), toy_task()
     staged, prompt = box.stage(task.val.source), make_prompt("text", box.spec)
-    thetas = np.random.default_rng(0).normal(size=(4, prompt.dim)).astype(np.float32)
+    thetas = np.random.default_rng(0).normal(size=(4, prompt.space.dim)).astype(np.float32)
     together = box.answer(prompt.decode(thetas), staged, ROWS).text
     for row in range(4):
         alone = box.answer(prompt.decode(thetas[row : row + 1]), staged, ROWS).text[0]

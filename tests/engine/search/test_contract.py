@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from engine.core import Feedback
 from engine.search import METHODS, make
+from engine.search_space import Space
 
 DIM = 10
 SCALED = {
@@ -44,13 +45,13 @@ def rounds(search, budget, loss=sphere, batch=16, done=0):
 
 
 def run(name, budget, loss=sphere, batch=16, seed=1):
-    search = method_of(name).start(DIM, budget, seed)
+    search = method_of(name).start(Space(dim=DIM), budget, seed)
     return search, list(rounds(search, budget, loss, batch))
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_improves_on_a_sphere_from_zero_within_the_limit(name):
-    search = method_of(name).start(DIM, 400, seed=1)
+    search = method_of(name).start(Space(dim=DIM), 400, seed=1)
     done = 0
     while done < 400:
         limit = min(16, 400 - done)
@@ -101,7 +102,7 @@ def test_nothing_but_failures_leaves_zero(name):
 @pytest.mark.parametrize("name", ALL)
 def test_resumes_to_the_same_bits(name):
     budget = 120
-    whole = method_of(name).start(DIM, budget, seed=3)
+    whole = method_of(name).start(Space(dim=DIM), budget, seed=3)
     resumed = {}
     done = 0
     for number, thetas in enumerate(rounds(whole, budget), 1):
@@ -109,7 +110,7 @@ def test_resumes_to_the_same_bits(name):
         for _, others in resumed.values():
             assert thetas.tobytes() == next(others).tobytes()
         if number in (1, 7):
-            again = method_of(name).start(DIM, budget, seed=3)
+            again = method_of(name).start(Space(dim=DIM), budget, seed=3)
             again.load_state_dict(whole.state_dict())
             resumed[number] = again, rounds(again, budget, done=done)
     assert len(resumed) == 2
@@ -128,7 +129,7 @@ def test_a_state_is_arrays_and_plain_values(name):
 
 @pytest.mark.parametrize("name", QUICK)
 def test_looking_does_not_change_the_search(name):
-    watched, unwatched = (method_of(name).start(DIM, 100, seed=1) for _ in range(2))
+    watched, unwatched = (method_of(name).start(Space(dim=DIM), 100, seed=1) for _ in range(2))
     for one, other in zip(rounds(watched, 100), rounds(unwatched, 100), strict=True):
         watched.recommend()[:] = 7.0
         for value in watched.state_dict().values():
@@ -140,7 +141,7 @@ def test_looking_does_not_change_the_search(name):
 
 @pytest.mark.parametrize("name", QUICK)
 def test_inputs_are_left_alone(name):
-    search = method_of(name).start(DIM, 100, seed=1)
+    search = method_of(name).start(Space(dim=DIM), 100, seed=1)
     for _ in range(4):
         thetas = search.ask(9)
         losses = sphere(thetas)
@@ -163,7 +164,7 @@ def test_seeds_differ_and_repeat(name):
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_any_answers_keep_candidates_finite(name, data):
-    search = method_of(name).start(3, 60, seed=1)
+    search = method_of(name).start(Space(dim=3), 60, seed=1)
     for _ in range(8):
         thetas = search.ask(data.draw(st.integers(1, 12)))
         assert np.isfinite(thetas).all()

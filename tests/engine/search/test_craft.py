@@ -10,6 +10,7 @@ from engine.errors import ArtifactError, RecipeError, RefusedError
 from engine.objectives import cross_entropy
 from engine.score_heads import log_probabilities
 from engine.search import make
+from engine.search_space import Space
 
 DIM, ROWS, CLASSES = 6, 40, 4
 RANDOM = np.random.default_rng(0)
@@ -27,7 +28,7 @@ def answered(thetas, failing=()):
 
 
 def started(**options):
-    return make("craft", {**SMALL, **options}).start(DIM, 200, seed=1)
+    return make("craft", {**SMALL, **options}).start(Space(dim=DIM), 200, seed=1)
 
 
 def rounds(search, budget, batch=5, done=0, failing=()):
@@ -91,7 +92,7 @@ def test_what_it_cannot_use_is_refused():
     with pytest.raises(RefusedError, match="outputs"):
         search.tell(thetas, Feedback(losses=np.ones(len(thetas))))
     with pytest.raises(ArtifactError):
-        make("craft", SMALL).start(DIM + 1, 100, seed=1).load_state_dict(search.state_dict())
+        make("craft", SMALL).start(Space(dim=DIM + 1), 100, seed=1).load_state_dict(search.state_dict())
     for wrong in ({"hidden": 0}, {"steps": -1}, {"popsize": 2}, {"weight": -1.0}):
         with pytest.raises(RecipeError):
             make("craft", wrong)

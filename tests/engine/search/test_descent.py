@@ -13,6 +13,7 @@ from engine.search import make
 from engine.search.descent import Descent, Momentum
 from engine.search.estimators import OneSided, Pairs
 from engine.search.updates import Schedule
+from engine.search_space import Space
 
 
 def sphere(thetas):
@@ -30,7 +31,7 @@ def plain(k=3, lr=0.1, **options):
 
 
 def test_a_round_is_theta_and_its_probes():
-    search = plain().start(8, 100, seed=1)
+    search = plain().start(Space(dim=8), 100, seed=1)
     first = told(search)
     assert len(first) == 4 and not first[0].any()
     np.testing.assert_allclose(np.linalg.norm(first[1:], axis=1), 0.01 * math.sqrt(8), rtol=1e-5)
@@ -40,14 +41,14 @@ def test_a_round_is_theta_and_its_probes():
 
 
 def test_k_equal_to_d_is_gradient_descent():
-    search = plain(k=4, lr=0.25).start(4, 100, seed=1)
+    search = plain(k=4, lr=0.25).start(Space(dim=4), 100, seed=1)
     told(search)
     # 2 (theta - 1) * 0.25 from 0 is half of the way, up to the one-sided error of h.
     np.testing.assert_allclose(search.ask(5)[0], np.full(4, 0.5), atol=0.01)
 
 
 def test_fewer_evaluations_left_are_fewer_probes():
-    search = plain().start(8, 100, seed=1)
+    search = plain().start(Space(dim=8), 100, seed=1)
     full = search.ask(16)
     np.testing.assert_array_equal(search.ask(3), full[:3])
     np.testing.assert_array_equal(search.ask(1), full[:1])
@@ -59,14 +60,14 @@ def test_fewer_evaluations_left_are_fewer_probes():
 
 
 def test_pairs_are_never_cut_in_two():
-    search = Descent(estimator=Pairs(k=3, h=0.01), update=Schedule(size=0.1)).start(8, 100, seed=1)
+    search = Descent(estimator=Pairs(k=3, h=0.01), update=Schedule(size=0.1)).start(Space(dim=8), 100, seed=1)
     assert len(told(search)) == 7  # theta = 0 is asked for besides
     assert [len(search.ask(limit)) for limit in (16, 6, 5, 4, 3, 2, 1)] == [6, 6, 4, 4, 2, 2, 1]
     np.testing.assert_array_equal(search.ask(1)[0], search.recommend() * 0 + search.state_dict()["theta"].astype("f4"))
 
 
 def test_a_failed_base_halves_the_last_step():
-    search = plain().start(4, 100, seed=1)
+    search = plain().start(Space(dim=4), 100, seed=1)
     told(search)
     moved = search.ask(1)[0]
     thetas = search.ask(16)
@@ -77,7 +78,7 @@ def test_a_failed_base_halves_the_last_step():
 
 
 def test_a_failed_probe_is_left_out():
-    one, other = (plain(k=2).start(4, 100, seed=1) for _ in range(2))
+    one, other = (plain(k=2).start(Space(dim=4), 100, seed=1) for _ in range(2))
     thetas = one.ask(3)
     losses = sphere(thetas)
     told(one, [losses[0], losses[1], np.nan])
@@ -86,7 +87,7 @@ def test_a_failed_probe_is_left_out():
 
 
 def test_recommends_the_best_base_or_the_last():
-    best, last = (plain(lr=30.0, recommend=which).start(4, 100, seed=1) for which in ("best", "last"))
+    best, last = (plain(lr=30.0, recommend=which).start(Space(dim=4), 100, seed=1) for which in ("best", "last"))
     for search in (best, last):
         for _ in range(3):
             told(search)
@@ -94,10 +95,26 @@ def test_recommends_the_best_base_or_the_last():
     assert np.abs(last.recommend()).max() > 10
 
 
+@pytest.mark.parametrize("name", ["cbbt", "spsa-gc", "bar", "zip", "sharpzo"])
+def test_a_unit_that_is_left_open_is_that_of_the_space(name):
+    """`bar` leaves none open: its sizes are in units of theta."""
+    given = {} if name == "bar" else {"unit": 0.02}
+    ours, theirs = (
+        make(name, options).start(Space(dim=10, unit=unit), 400, seed=1) for options, unit in (({}, 0.02), (given, 7.0))
+    )
+    done = 0
+    while done < 200:
+        thetas, others = ours.ask(50), theirs.ask(50)
+        assert thetas.tobytes() == others.tobytes()
+        for search in (ours, theirs):
+            search.tell(thetas, Feedback(losses=((thetas - 1.0) ** 2).sum(1).astype(float)))
+        done += len(thetas)
+
+
 def test_unit_rescales_probes_and_steps():
     """A rule on w = unit theta from 0 goes where the same rule goes on f(w / unit)."""
-    raw = plain(lr=0.002).start(4, 100, seed=1)
-    scaled = plain(lr=0.002, unit=0.1).start(4, 100, seed=1)
+    raw = plain(lr=0.002).start(Space(dim=4), 100, seed=1)
+    scaled = plain(lr=0.002, unit=0.1).start(Space(dim=4), 100, seed=1)
     for _ in range(5):
         ours = told(scaled)
         theirs = told(raw, lambda w: sphere(w / np.float32(0.1)))
@@ -114,18 +131,18 @@ def rounds(search, losses, number):
 
 
 def test_noise_is_listened_for_and_answered_with_pairs():
-    quiet = Momentum(k=2).start(10, 1000, seed=1)
+    quiet = Momentum(k=2).start(Space(dim=10), 1000, seed=1)
     assert rounds(quiet, sphere, 12) == [4] + 11 * [3], "a repeat of the base once, and it agreed"
-    loud = Momentum(k=2).start(10, 1000, seed=1)
+    loud = Momentum(k=2).start(Space(dim=10), 1000, seed=1)
     assert rounds(loud, noisy(100.0), 12) == 8 * [4] + 4 * [4], "eight repeats, then pairs"
     assert np.array_equal(*(loud.ask(4)[rows] - loud.state_dict()["theta"].astype("f4") for rows in ([0], [0])))
     pair = loud.ask(4) - loud.state_dict()["theta"].astype(np.float32)
     np.testing.assert_allclose(pair[0], -pair[1], atol=1e-6)
-    faint = Momentum(k=2).start(10, 1000, seed=1)
+    faint = Momentum(k=2).start(Space(dim=10), 1000, seed=1)
     assert rounds(faint, noisy(1e-6), 12) == 8 * [4] + 4 * [3], "noise below the signal: one-sided still"
-    never = Momentum(k=2, pairs="never").start(10, 1000, seed=1)
+    never = Momentum(k=2, pairs="never").start(Space(dim=10), 1000, seed=1)
     assert rounds(never, noisy(100.0), 3) == 3 * [3]
-    always = Momentum(k=2, pairs="always").start(10, 1000, seed=1)
+    always = Momentum(k=2, pairs="always").start(Space(dim=10), 1000, seed=1)
     assert rounds(always, sphere, 3) == [5, 4, 4]
 
 
@@ -134,7 +151,8 @@ def test_pairs_help_where_answers_are_noisy():
     for pairs in ("auto", "never"):
         losses = []
         for seed in range(6):
-            search = Momentum(k=4, h=0.3, pairs=pairs, recommend="last", radius=0.1).start(20, 600, seed=seed)
+            method = Momentum(k=4, h=0.3, pairs=pairs, recommend="last", radius=0.1)
+            search = method.start(Space(dim=20), 600, seed=seed)
             random, done = np.random.default_rng(seed), 0
             while done < 600:
                 thetas = search.ask(600 - done)
@@ -148,7 +166,7 @@ def test_pairs_help_where_answers_are_noisy():
 
 def test_a_state_of_another_size_is_refused():
     with pytest.raises(ArtifactError):
-        plain().start(5, 100, seed=1).load_state_dict(plain().start(4, 100, seed=1).state_dict())
+        plain().start(Space(dim=5), 100, seed=1).load_state_dict(plain().start(Space(dim=4), 100, seed=1).state_dict())
 
 
 @pytest.mark.parametrize(
@@ -174,7 +192,8 @@ def test_impossible_settings_are_refused(wrong):
 @pytest.mark.parametrize("rule", ["momentum", "adam"])
 @pytest.mark.parametrize("kappa", ["d", "1/eps"])
 def test_cbbt_descends_by_either_rule(rule, kappa):
-    search = make("cbbt", {"q": 8, "rule": rule, "kappa": kappa, "lr": 2e-3, "unit": 0.02}).start(10, 600, seed=1)
+    method = make("cbbt", {"q": 8, "rule": rule, "kappa": kappa, "lr": 2e-3, "unit": 0.02})
+    search = method.start(Space(dim=10), 600, seed=1)
     done = 0
     while done < 600:
         thetas = told(search, limit=600 - done)
@@ -183,13 +202,13 @@ def test_cbbt_descends_by_either_rule(rule, kappa):
 
 
 def test_cbbts_first_step_is_clipped():
-    search = make("cbbt", {"q": 64, "lr": 0.01, "unit": 1.0}).start(10, 6500, seed=1)
+    search = make("cbbt", {"q": 64, "lr": 0.01, "unit": 1.0}).start(Space(dim=10), 6500, seed=1)
     told(search, lambda thetas: 1e3 * sphere(thetas), limit=65)
     assert np.linalg.norm(search.state_dict()["theta"]) == pytest.approx(0.05, rel=1e-6)
 
 
 def test_zips_step_is_clipped_at_the_root_of_d():
-    search = make("zip").start(16, 1000, seed=1)
+    search = make("zip").start(Space(dim=16), 1000, seed=1)
     told(search, lambda thetas: 1e3 * sphere(thetas))
     assert np.linalg.norm(search.state_dict()["theta"]) == pytest.approx(4.0 * 0.01 / 2**0.4, rel=1e-6)
 
@@ -208,7 +227,7 @@ GOLDEN = [
 
 @pytest.mark.parametrize(("name", "options", "expected"), GOLDEN, ids=str)
 def test_golden_values(name, options, expected):
-    search, done = make(name, options).start(10, 400, seed=1), 0
+    search, done = make(name, options).start(Space(dim=10), 400, seed=1), 0
     while done < 400:
         done += len(told(search, limit=min(16, 400 - done)))
     assert sphere(search.recommend()[None])[0] == pytest.approx(expected, rel=1e-3)
@@ -217,22 +236,23 @@ def test_golden_values(name, options, expected):
 def test_counts_fit_the_budget():
     """CBBT's directions leave its paper's number of steps where they can; SPSA's decay counts the run's own steps."""
     for budget, q in [(1000, 4), (7500, 9), (192_750, 256), (1e6, 256)]:
-        assert make("cbbt")._descent(10, budget).estimator.k == q
-    assert make("cbbt", {"q": 256})._descent(10, 1000).estimator.k == 256
-    decays = [make("zip", options)._descent(10, 1000).update.updates[1] for options in ({}, {"horizon": 500.0})]
+        assert make("cbbt")._descent(Space(dim=10), budget).estimator.k == q
+    space = Space(dim=10)
+    assert make("cbbt", {"q": 256})._descent(space, 1000).estimator.k == 256
+    decays = [make("zip", options)._descent(space, 1000).update.updates[1] for options in ({}, {"horizon": 500.0})]
     assert [decay.horizon for decay in decays] == [100.0, 500.0]
 
 
 @pytest.mark.parametrize(("slope", "price"), [("coordinates", 20), ("block", 11), ("momentum", 0)])
 def test_sharpzos_slope_costs_what_it_says(slope, price):
-    search = make("sharpzo", {"slope": slope, "popsize": 8, "sigma": 0.3}).start(10, 400, seed=1)
+    search = make("sharpzo", {"slope": slope, "popsize": 8, "sigma": 0.3}).start(Space(dim=10), 400, seed=1)
     sizes = [len(told(search, limit=400)) for _ in range(5)]
     assert sizes == [1, price, 8, price, 8] if price else sizes == [1, 8, 8, 8, 8]
 
 
 @pytest.mark.parametrize("slope", ["block", "momentum"])
 def test_sharpzos_corrections_descend(slope):
-    search, done = make("sharpzo", {"slope": slope, "sigma": 0.3}).start(10, 600, seed=1), 0
+    search, done = make("sharpzo", {"slope": slope, "sigma": 0.3}).start(Space(dim=10), 600, seed=1), 0
     while done < 600:
         done += len(told(search, limit=600 - done))
     assert sphere(search.recommend()[None])[0] < 5.0

@@ -49,7 +49,7 @@ class Own:
 
     needs = Needs()
 
-    def start(self, dim, budget, seed):
+    def start(self, space, candidates, seed):
         raise NotImplementedError
 
 

@@ -11,6 +11,7 @@ from engine.ledger import Ledger
 from engine.loop import steps
 from engine.pool import Serial
 from engine.problem import ProblemSpec
+from engine.search_space import Space
 from engine.session import Session
 
 
@@ -37,13 +38,13 @@ def loss(method, options, budget, seed=1, box="toy:", **settings):
 
 @pytest.mark.parametrize("box", ["toy:", "toy:?gives=scores"])
 def test_the_table_is_worth_many_evaluations(box):
-    ours = [loss("sketch", {"anchor": 0.0}, 100, seed, box) for seed in (1, 2)]
+    ours = [loss("sketch", {}, 100, seed, box) for seed in (1, 2)]
     scalar = [loss("momentum", {}, 300, seed, box) for seed in (1, 2)]
     assert np.mean(ours) < np.mean(scalar)
 
 
 def test_minibatches_are_no_reason_to_fail():
-    template = evaluator().evaluate(np.zeros((1, evaluator().describe()[1]), np.float32)).losses[0]
+    template = evaluator().evaluate(np.zeros((1, evaluator().describe()[1].dim), np.float32)).losses[0]
     assert loss("sketch", {}, 60, rows=24) < 0.8 * template
 
 
@@ -75,33 +76,33 @@ def told(run, rounds, fail=()):
 
 
 def test_resumes_to_the_same_bits():
-    whole = search.make("sketch", {"k": 4}).start(6, 200, 1)
+    whole = search.make("sketch", {"k": 4}).start(Space(dim=6), 200, 1)
     asked = told(whole, 12)
     for stop in (1, 4, 7):
-        begun = search.make("sketch", {"k": 4}).start(6, 200, 1)
+        begun = search.make("sketch", {"k": 4}).start(Space(dim=6), 200, 1)
         told(begun, stop)
-        resumed = search.make("sketch", {"k": 4}).start(6, 200, 1)
+        resumed = search.make("sketch", {"k": 4}).start(Space(dim=6), 200, 1)
         resumed.load_state_dict(begun.state_dict())
         rest = told(resumed, 12 - stop)
         assert [t.tobytes() for t in rest] == [t.tobytes() for t in asked[stop:]]
 
 
 def test_failed_candidates_are_left_out():
-    run = search.make("sketch", {"k": 4}).start(6, 200, 1)
+    run = search.make("sketch", {"k": 4}).start(Space(dim=6), 200, 1)
     told(run, 14, fail=(1, 2, 5, 8))
     assert np.isfinite(run.recommend()).all() and run.recommend().any()
 
 
 def test_theta_zero_comes_first_and_the_table_is_needed():
-    run = search.make("sketch").start(6, 200, 1)
+    run = search.make("sketch").start(Space(dim=6), 200, 1)
     assert not run.ask(20)[0].any()
     with pytest.raises(RefusedError, match="whole table"):
         run.tell(run.ask(20), Feedback(losses=np.zeros(17)))
-    with pytest.raises(RecipeError, match="anchor"):
-        search.make("sketch", {"anchor": 1.0})
+    with pytest.raises(RecipeError, match="spread"):
+        search.make("sketch", {"spread": 1.0})
 
 
 def test_golden_value():
-    run = search.make("sketch", {"k": 4}).start(6, 200, 1)
+    run = search.make("sketch", {"k": 4}).start(Space(dim=6), 200, 1)
     told(run, 8)
     np.testing.assert_allclose(np.linalg.norm(run.recommend()), 5.09746, rtol=1e-4)

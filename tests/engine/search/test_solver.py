@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import check_grad, minimize
 
 from engine.search import solver, tables
-from engine.search.solver import Target, mean_loss, solve
+from engine.search.solver import mean_loss, solve
 from engine.search.tables import Features, Scores
 
 B, C, E, K, n = 10, 4, 6, 5, 7
@@ -36,47 +36,36 @@ def mix_of(parts):
     return np.random.default_rng(2).standard_normal((parts, K, n)) / 2
 
 
-def target_of(weight):
-    anchor = Scores(base=np.random.default_rng(1).standard_normal((C, B)))
-    return Target(labels=LABELS, weight=weight, anchor=anchor if weight else None)
-
-
 def ridge(a):
     return 0.25 * float(np.vdot(a, a)), 0.5 * a
 
 
 @pytest.mark.parametrize(("kind", "parts"), KINDS)
-@pytest.mark.parametrize("weight", [0.0, 0.3])
-def test_gradient_and_minimum(kind, parts, weight):
-    table, target, mix = problem(kind), target_of(weight), mix_of(parts)
+def test_gradient_and_minimum(kind, parts):
+    table, mix = problem(kind), mix_of(parts)
 
     def value(flat):
         a = flat.reshape(parts, K)
-        return mean_loss(table, target, np.einsum("gk,gkn->gn", a, mix))[0] + ridge(a)[0]
+        return mean_loss(table, LABELS, np.einsum("gk,gkn->gn", a, mix))[0] + ridge(a)[0]
 
     def slope(flat):
         a = flat.reshape(parts, K)
-        by_weights = mean_loss(table, target, np.einsum("gk,gkn->gn", a, mix))[1]
+        by_weights = mean_loss(table, LABELS, np.einsum("gk,gkn->gn", a, mix))[1]
         return (np.einsum("gkn,gn->gk", mix, by_weights) + ridge(a)[1]).ravel()
 
     assert check_grad(value, slope, np.full(parts * K, 0.1)) < 1e-4
-    ours = solve(table, target, mix, ridge)
+    ours = solve(table, LABELS, mix, ridge)
     theirs = minimize(value, np.zeros(parts * K), jac=slope, method="BFGS", options={"gtol": 1e-8})
     assert ours.shape == (parts, K) and value(ours.ravel()) < theirs.fun + 1e-4
     start = np.full((parts, K), 0.7)
-    assert value(solve(table, target, mix, ridge, start).ravel()) < value(start.ravel())
+    assert value(solve(table, LABELS, mix, ridge, start).ravel()) < value(start.ravel())
 
 
-def test_the_loss_is_cross_entropy_to_labels_and_anchor():
-    table, target, weights = problem("text"), target_of(0.3), np.linspace(-0.5, 0.5, n)[None]
+def test_the_loss_is_cross_entropy_to_labels():
+    table, weights = problem("text"), np.linspace(-0.5, 0.5, n)[None]
     logits = 8.0 * table.image @ unit(table.text + np.tensordot(weights[0], table.text_moves, 1)).T
-
-    def log_softmax(x):
-        return x - np.log(np.exp(x).sum(-1, keepdims=True))
-
-    wanted = 0.7 * np.eye(C)[LABELS] + 0.3 * np.exp(log_softmax(target.anchor.base.T))
-    found = mean_loss(table, target, weights, slopes=False)[0]
-    assert found == pytest.approx(-(wanted * log_softmax(logits)).sum() / B, rel=1e-6)
+    wanted = -np.log(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))[np.arange(B), LABELS].mean()
+    assert mean_loss(table, LABELS, weights, slopes=False)[0] == pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["scores", "text"])
@@ -95,17 +84,17 @@ def test_each_class_goes_by_the_weights_of_its_part(kind):
 
 @pytest.mark.parametrize(("kind", "parts"), KINDS)
 def test_blocks_and_single_precision_change_next_to_nothing(kind, parts, monkeypatch):
-    table, target, mix = problem(kind), target_of(0.3), mix_of(parts)
+    table, mix = problem(kind), mix_of(parts)
     weights = np.random.default_rng(4).standard_normal((parts, n))
-    whole, there = mean_loss(table, target, weights), solve(table, target, mix, ridge)
+    whole, there = mean_loss(table, LABELS, weights), solve(table, LABELS, mix, ridge)
     monkeypatch.setattr(tables, "BLOCK", 30)
-    split = mean_loss(table, target_of(0.3), weights)
+    split = mean_loss(table, LABELS, weights)
     np.testing.assert_allclose(split[0], whole[0], rtol=1e-6)
     np.testing.assert_allclose(split[1], whole[1], atol=1e-6)
     monkeypatch.setattr(solver, "SMALL", 0)
     names = [name for name in ("moves", "text_moves", "image_moves") if getattr(table, name, None) is not None]
     single = replace(table, **{name: getattr(table, name).astype(np.float32) for name in names})
-    np.testing.assert_allclose(solve(single, target, mix, ridge), there, atol=2e-2)
+    np.testing.assert_allclose(solve(single, LABELS, mix, ridge), there, atol=2e-2)
 
 
 def test_memory_is_that_of_blocks_and_not_of_the_table():
@@ -117,9 +106,9 @@ def test_memory_is_that_of_blocks_and_not_of_the_table():
         text_moves=random.standard_normal((count, classes, width)).astype(np.float32),
         scale=20.0,
     )
-    target = Target(labels=np.arange(rows) % classes)
+    labels = np.arange(rows) % classes
     tracemalloc.start()
-    solve(table, target, np.eye(count)[None], ridge)
+    solve(table, labels, np.eye(count)[None], ridge)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 60e6 < rows * classes * count * 8 / 2

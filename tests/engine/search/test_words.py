@@ -8,6 +8,7 @@ import pytest
 from engine.core import Feedback
 from engine.errors import RecipeError
 from engine.search import make
+from engine.search_space import Space
 
 SLOTS, CHOICES = 6, 5
 POOL = np.vstack([np.zeros(SLOTS), np.random.default_rng(0).integers(0, CHOICES, (12, SLOTS))]).astype(np.float32)
@@ -20,7 +21,7 @@ def wrong(thetas):
 
 
 def started(seed=1, **options):
-    search = make("words", options).start(SLOTS, 300, seed)
+    search = make("words", options).start(Space(dim=SLOTS), 300, seed)
     search.introduce(POOL)
     return search
 
@@ -71,7 +72,7 @@ def test_failures_and_an_empty_pool():
     for _ in rounds(search, 150, loss=lambda t: np.where(random.random(len(t)) < 0.3, np.nan, wrong(t))):
         pass
     assert wrong(search.recommend()[None])[0] < wrong(POOL[:1])[0]
-    alone = make("words").start(SLOTS, 10, 1)  # never introduced
+    alone = make("words").start(Space(dim=SLOTS), 10, 1)  # never introduced
     assert not np.vstack(list(rounds(alone, 10))).any()
 
 

@@ -30,9 +30,10 @@ from tuning.compare.comparison import flags_of, make_comparison
 from tuning.compare.conduct import compare
 from tuning.compare.experiment_trackers import Board
 from tuning.compare.tune_runner import Cluster
+from tuning.report import plots
 from tuning.report.headline import headline
 from tuning.report.statistics import interval, paired_tests
-from tuning.report.summary import plots, remake, rows_of, settings_of
+from tuning.report.summary import remake, rows_of, settings_of
 from tuning.report.tables import tables_of
 
 IN_TURN = Cluster(parallel=0)

@@ -15,11 +15,11 @@ import numpy as np
 from scipy.special import softmax
 
 from bench.search_trials import Arm
-from engine.core import Array, Feedback, Outputs, Reply
-from engine.search import sketch
-from engine.search.sketch import Sketch, SketchSearch
-from engine.search.solver import Paid, mean_loss
-from engine.search.tables import Table
+from engine.protocols import Array, Feedback, Outputs, Reply
+from engine.search.sketch import search as sketch
+from engine.search.sketch.search import Sketch, SketchSearch
+from engine.search.sketch.solver import Paid, mean_loss
+from engine.search.sketch.tables import Table
 from engine.search_space import Space
 
 NUDGE = 0.02

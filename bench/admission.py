@@ -19,9 +19,9 @@ import numpy as np
 
 from bench.entry import Answering, Parser, enter, numbers
 from engine.boxes import open_box
-from engine.core import Array, Task
 from engine.errors import TaskError
 from engine.heads import fit
+from engine.protocols import Array, Task
 from tuning.data.load_task import few_shot_rows, load_pool, task_names
 from tuning.white_box.coop import encode, fit_coop
 

@@ -84,8 +84,8 @@ def _row(name: str, images: int, candidates: int, turns: int, device: str, seed:
     import open_clip
     import torch
 
-    from engine.boxes.image_tower import ImageTower
-    from engine.boxes.weights import preprocess_of
+    from engine.boxes.clip.image_tower import ImageTower
+    from engine.boxes.clip.weights import preprocess_of
 
     torch.manual_seed(seed)
     model = open_clip.create_model(name, pretrained=None, device=device).eval().requires_grad_(False)

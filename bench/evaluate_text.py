@@ -148,8 +148,8 @@ def _text_row(
     import torch
 
     from bench.text_ways import TextWays, floor_flops, plain_flops
-    from engine.boxes.prompt_tokens import tokenize_prompts
-    from engine.boxes.text_tower import TextTower
+    from engine.boxes.clip.text_tower import TextTower
+    from engine.boxes.clip.tokenized_prompts import tokenize_prompts
 
     tower = TextTower(model, tokenizer, classes, TEMPLATE)
     tokens = tokenize_prompts(tokenizer, classes, TEMPLATE, model.context_length)

@@ -22,13 +22,13 @@ import numpy as np
 
 from bench.entry import Answering, Parser, enter, numbers
 from engine import heads, search
-from engine.core import Array, Outputs
+from engine.evaluators.serial import Serial
 from engine.ledger import Ledger
-from engine.loop import steps
 from engine.objectives import cross_entropy
-from engine.pool import Serial
+from engine.protocols import Array, Outputs
 from engine.score_heads import log_probabilities
 from engine.session import Session
+from engine.tuning_loop import steps
 from tuning.recipe import make_recipe
 from tuning.run import problem_of, task_of
 

@@ -4,7 +4,7 @@ The box is synthetic, since only shapes matter: random image features, and a fix
 the class features. The rest is what a run goes through, problem, loop, search and checkpoints, in one process on
 one thread; `searching_s` includes the writing.
 
-Letters in shapes: as in engine.core. Knows nothing of real models.
+Letters in shapes: as in engine.protocols. Knows nothing of real models.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from bench.entry import Answering, Parser, enter
 from engine import search
 from engine.boxes import SCHEMES, keep_only
 from engine.checkpoint import Checkpoint
-from engine.core import Array, BoxSpec, Outputs, Prompts, Split, TextSpec, Work
+from engine.evaluators.problem import ProblemSpec
+from engine.evaluators.serial import Serial
 from engine.ledger import Ledger
-from engine.loop import steps
-from engine.pool import Serial
-from engine.problem import ProblemSpec
+from engine.protocols import Array, BoxSpec, Outputs, Prompts, Split, TextSpec, Work
 from engine.session import Session
+from engine.tuning_loop import steps
 
 TOKENS, HIDDEN, SCALE, NOISE = 4, 512, 100.0, 6.0
 CHECKPOINT_S = 5.0

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bench.search_trials import Arm
-from engine.core import Array
+from engine.protocols import Array
 from tuning.compare.sweep_spaces import in_words
 
 STEP_SIZES: dict[str, tuple[str, float]] = {

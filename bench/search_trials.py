@@ -21,8 +21,8 @@ from engine import search
 from engine.errors import RefusedError
 from engine.files import write_text
 from engine.ledger import Ledger
-from engine.loop import steps
 from engine.session import Session
+from engine.tuning_loop import steps
 from tuning.compare.opened import opened
 from tuning.compare.sweep_spaces import in_words
 from tuning.outcome import of_head, of_prompt, train_loss

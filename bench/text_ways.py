@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.boxes.prompt_tokens import PromptTokens
+from engine.boxes.clip.tokenized_prompts import PromptTokens
 
 
 class TextWays:

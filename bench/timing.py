@@ -39,7 +39,7 @@ def matrix_rate(device: Any, width: int, seed: int) -> Callable[[], float]:
     """Measures GFLOP/s of an MLP's first matrix product: the faster of this torch's plain and its prepacked one."""
     import torch
 
-    from engine.boxes.packed_layers import can_prepack, linear
+    from engine.boxes.clip.transformer_blocks import can_prepack, linear
 
     rows = 1024 if device.type == "cpu" else 16384
     generator = torch.Generator().manual_seed(seed)

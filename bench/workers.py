@@ -18,10 +18,10 @@ import numpy as np
 
 from bench.entry import Answering, Parser, enter
 from engine import search
+from engine.evaluators.serial import Serial
 from engine.ledger import Ledger
-from engine.loop import steps
-from engine.pool import Serial
 from engine.session import Session
+from engine.tuning_loop import steps
 from tuning.recipe import make_recipe
 from tuning.run import problem_of, task_of
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.core import Array
 from engine.errors import ArtifactError, KeyholeError
 from engine.files import write_text
+from engine.protocols import Array
 
 if TYPE_CHECKING:
     from engine.heads import Head

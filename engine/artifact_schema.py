@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
-from engine.core import Array
 from engine.errors import ArtifactError
 from engine.heads import HEADS, Head, restore
 from engine.mixtures import MixtureHead
+from engine.protocols import Array
 
 FORMAT = 2
 

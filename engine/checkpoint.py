@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.core import Array
 from engine.errors import ArtifactError
 from engine.files import replacing, unwritable
+from engine.protocols import Array
 
 FORMAT = "1"
 SHARE = 20

@@ -20,9 +20,9 @@ from scipy.special import softmax
 from engine import heads, phases
 from engine.artifact import Artifact
 from engine.boxes import open_box
-from engine.core import Array, BlackBox, ImageSource, Outputs, Prompts, Staged, Subset
 from engine.errors import ArtifactError, RefusedError, TaskError
 from engine.images import Given, ImageLike, as_many
+from engine.protocols import Array, BlackBox, ImageSource, Outputs, Prompts, Staged, Subset
 from engine.threads import limited
 
 BLOCK = 64

@@ -16,11 +16,11 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from engine.core import Array, Outputs
 from engine.errors import ArtifactError, RecipeError, RefusedError, TaskError, nearest
 from engine.mixtures import MixtureHead
-from engine.noise import Purpose, rng
 from engine.objectives import cross_entropy
+from engine.protocols import Array, Outputs
+from engine.random_streams import Purpose, rng
 from engine.score_heads import ScoreAdapterHead, fit_score_adapter, log_probabilities
 from engine.threads import limited
 

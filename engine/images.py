@@ -22,9 +22,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from engine.core import Array, ImageSource, Subset
 from engine.errors import RecipeError, TaskError
 from engine.phases import advance, phase
+from engine.protocols import Array, ImageSource, Subset
 
 MAX_BYTES = 64 * 2**20
 """An encoded image above this is refused unread."""

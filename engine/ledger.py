@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from engine.checkpoint import number, whole_number
-from engine.core import Reply
 from engine.errors import ArtifactError, BudgetError
+from engine.protocols import Reply
 
 
 @dataclass(kw_only=True)

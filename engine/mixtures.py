@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from engine.core import Array, Outputs
 from engine.objectives import cross_entropy
+from engine.protocols import Array, Outputs
 
 STEPS = 300
 LOOK_EVERY = 5

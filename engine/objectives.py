@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.core import Array, Objective, Outputs
 from engine.errors import RecipeError, RefusedError, nearest
+from engine.protocols import Array, Objective, Outputs
 
 LEAST = 1e-6
 """Mass that is left beside the top k, at least: their probabilities are rounded and may sum to 1."""

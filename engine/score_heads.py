@@ -16,10 +16,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from engine.core import Array, Outputs
-from engine.noise import Purpose, rng
 from engine.objectives import cross_entropy
-from engine.search.updates import Adam, State
+from engine.protocols import Array, Outputs
+from engine.random_streams import Purpose, rng
+from engine.search.step_rules import Adam, State
 
 HIDDEN = 256
 RATE = 1e-3

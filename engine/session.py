@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from engine.checkpoint import Like, arrays_like
-from engine.core import Array, Evaluator, Outputs, Reply, Split, Work
 from engine.errors import ArtifactError, RefusedError
 from engine.ledger import Ledger
 from engine.objectives import cross_entropy
+from engine.protocols import Array, Evaluator, Outputs, Reply, Split, Work
 
 
 class Session:

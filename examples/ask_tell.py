@@ -1,8 +1,8 @@
 """The ask / tell loop in five lines: any search against any evaluator, nothing hidden."""
 
 from engine import search
-from engine.core import Feedback
-from engine.pool import Serial
+from engine.evaluators.serial import Serial
+from engine.protocols import Feedback
 from tuning.recipe import make_recipe
 from tuning.run import problem_of, task_of
 

@@ -10,8 +10,8 @@ from typing import ClassVar
 import numpy as np
 
 import keyhole
-from engine.core import Needs
-from engine.noise import Purpose, rng
+from engine.protocols import Needs
+from engine.random_streams import Purpose, rng
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.classifier import Classifier
-    from engine.core import BlackBox, Split, Task
+    from engine.protocols import BlackBox, Split, Task
     from tuning.evaluate import Evaluation
 
 __all__ = ["Classifier", "evaluate", "load", "load_task", "open_box", "tune"]

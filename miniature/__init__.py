@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.core import BlackBox
+    from engine.protocols import BlackBox
 
 
 def open_box(
@@ -29,7 +29,7 @@ def open_box(
         UnknownWordsError: classes or a template with words that these models were not trained on.
     """
     from engine.boxes import refuse_unknown
-    from engine.boxes.clip import OPTIONS, ClipBox, settings_of
+    from engine.boxes.clip.box import OPTIONS, ClipBox, settings_of
     from engine.errors import UnknownWordsError
     from engine.images import Preprocess
     from miniature import models

@@ -26,7 +26,7 @@ import torch
 from torch.nn import functional
 
 from engine.errors import RecipeError, nearest
-from engine.noise import Purpose, rng
+from engine.random_streams import Purpose, rng
 from miniature import captions, render
 from miniature.models import ARCHITECTURES, EMBED_DIM, MEAN, STD, TEXT, load
 

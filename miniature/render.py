@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from engine.noise import Purpose, rng
+from engine.random_streams import Purpose, rng
 
 Array = np.ndarray
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.core import ImageSource, Split, Subset, Task
 from engine.errors import TaskError, nearest
-from engine.noise import Purpose, rng
+from engine.protocols import ImageSource, Split, Subset, Task
+from engine.random_streams import Purpose, rng
 from miniature.captions import NUMBERS
 from miniature.render import COLORS, FIRST_SHAPE, LETTERS, MAX_COUNT, POSITIONS, SHAPES, TEXTURES, Look
 

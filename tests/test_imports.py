@@ -29,7 +29,7 @@ HEAVY = {
         "bench/",
     ),
     "open_clip": ("engine/boxes/", "engine/heads.py", "miniature/", "tuning/white_box/coop.py", "bench/"),
-    "ray": ("engine/pool.py", "engine/ray_start.py", "tuning/compare/", "serve/", "keyhole/", "bench/"),
+    "ray": ("engine/evaluators/ray_", "tuning/compare/", "serve/", "keyhole/", "bench/"),
 }
 
 
@@ -64,7 +64,7 @@ def test_arrows(path: Path) -> None:
 
 def test_core_is_light() -> None:
     code = (
-        "import sys, engine.core, engine.loop, engine.search, engine.ledger, engine.prompts;"
+        "import sys, engine.protocols, engine.tuning_loop, engine.search, engine.ledger, engine.prompts;"
         "print([m for m in ('torch', 'ray', 'nevergrad', 'matplotlib', 'open_clip', 'sklearn') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

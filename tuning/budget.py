@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from engine.core import Search
-from engine.loop import kept_back
+from engine.protocols import Search
 from engine.session import Session
+from engine.tuning_loop import kept_back
 from tuning.recipe import Recipe
 
 ROUNDS = 2

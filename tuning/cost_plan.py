@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from engine import search
-from engine.boxes.cache import VARIABLE
-from engine.core import Split, Task
+from engine.boxes.feature_cache import VARIABLE
+from engine.evaluators.serial import Serial
 from engine.ledger import Ledger
 from engine.phases import phase
-from engine.pool import Serial
+from engine.protocols import Split, Task
 from engine.session import Session
 from engine.threads import limited
 from tuning import budget, queryless

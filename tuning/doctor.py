@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.core import Array, BlackBox, Outputs
 from engine.errors import KeyholeError, RecipeError
+from engine.protocols import Array, BlackBox, Outputs
 
 PACKAGES = (
     "torch",
@@ -81,7 +81,7 @@ def _weights() -> dict[str, str]:
 
 def _cache() -> str:
     """Where image features are kept and how large that is."""
-    from engine.boxes.cache import LIMIT_BYTES, VARIABLE, cache_bytes, cache_folder
+    from engine.boxes.feature_cache import LIMIT_BYTES, VARIABLE, cache_bytes, cache_folder
 
     folder = cache_folder()
     if folder is None:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from engine.artifact import ARRAYS
-from engine.core import Split, Subset, Task
 from engine.errors import ArtifactError, TaskError
 from engine.images import Files, digest, one_by_one
+from engine.protocols import Split, Subset, Task
 from tuning.recipe import Recipe
 
 FREE = ("workers", "checkpoint_s", "pool.cpus", "pool.gpus", "pool.timeout_s")

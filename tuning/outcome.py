@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from engine import heads, mixtures
-from engine.core import Array, BoxSpec, Outputs, Reply
 from engine.errors import RecipeError, RefusedError, nearest
-from engine.loop import Look
 from engine.objectives import cross_entropy
 from engine.phases import phase
+from engine.protocols import Array, BoxSpec, Outputs, Reply
 from engine.session import Session
+from engine.tuning_loop import Look
 
 SPLITS = ("train", "val", "test")
 PLAIN = ("auto", "cross-entropy")

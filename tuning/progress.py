@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engine import phases
 
 if TYPE_CHECKING:
-    from engine.loop import Step
+    from engine.tuning_loop import Step
 
 WIDE, NARROW = 100, 60
 """Columns from which a bar shows all numbers, and below which none but the count and the time left."""

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from engine import heads
-from engine.core import Array, Task
 from engine.errors import BudgetError, RecipeError, RefusedError, nearest
-from engine.loop import Look
-from engine.prompts.templates import TEMPLATES
+from engine.prompts.template_list import TEMPLATES
+from engine.protocols import Array, Task
 from engine.session import Session
+from engine.tuning_loop import Look
 from tuning.outcome import PLAIN, Outcome, check_head, of_head, of_prompt, of_templates, train_loss
 from tuning.recipe import Recipe
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from engine import search
 from engine.artifact import Artifact
-from engine.core import BoxSpec, Method
 from engine.errors import ArtifactError, RecipeError
 from engine.prompts import PROMPTS
 from engine.prompts.pixels import default_width
+from engine.protocols import BoxSpec, Method
 from tuning import queryless
 from tuning.data.load_task import located
 from tuning.recipe import PromptRecipe, Recipe, make_recipe

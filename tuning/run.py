@@ -17,15 +17,16 @@ import numpy as np
 
 from engine import search
 from engine.artifact import Artifact
-from engine.core import BoxSpec, Evaluator, Method, Search, Task
 from engine.errors import ArtifactError, BudgetError, RefusedError
+from engine.evaluators.problem import ProblemSpec
+from engine.evaluators.ray_pool import RayPool
+from engine.evaluators.serial import Serial
 from engine.ledger import Ledger
-from engine.loop import Look, Step, steps
-from engine.pool import RayPool, Serial
-from engine.problem import ProblemSpec
+from engine.protocols import BoxSpec, Evaluator, Method, Search, Task
 from engine.search.warm import Warm
 from engine.session import Session
 from engine.threads import limited_steps
+from engine.tuning_loop import Look, Step, steps
 from tuning import budget, queryless
 from tuning.data.load_task import load_task, located
 from tuning.origin import origin_of, settings_of

@@ -18,7 +18,7 @@ from engine.artifact import Artifact
 from engine.checkpoint import Checkpoint, load_state
 from engine.errors import ArtifactError, RecipeError
 from engine.files import UnwritableError, append_lines, unwritable, write_text
-from engine.loop import Step
+from engine.tuning_loop import Step
 from tuning.lease import Lease
 from tuning.origin import check_origin
 from tuning.recipe import Recipe, load_recipe

@@ -11,15 +11,15 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from engine import parsing
-from engine.boxes.imperfect import OPTIONS, open_imperfect, take_options
-from engine.core import GIVES, BlackBox, Outputs
+from engine.boxes.degraded import OPTIONS, open_imperfect, take_options
 from engine.errors import RecipeError, TaskError, nearest, shown
+from engine.protocols import GIVES, BlackBox, Outputs
 from engine.threads import limited
 
 SCHEMES: dict[str, str] = {
-    "open_clip": "engine.boxes.named:open_named",
-    "hf-hub": "engine.boxes.named:open_hub",
-    "local-dir": "engine.boxes.named:open_folder",
+    "open_clip": "engine.boxes.clip.model_names:open_named",
+    "hf-hub": "engine.boxes.clip.model_names:open_hub",
+    "local-dir": "engine.boxes.clip.model_names:open_folder",
     "mini": "miniature:open_box",
     "toy": "engine.boxes.toy:open_box",
 }

@@ -4,7 +4,7 @@ Its text tower is a fixed random two-layer network that mixes the context with a
 tower averages an image to 8 x 8 pixels and projects them. `toy_task` draws images around the class features that the
 network has at a context some way from the template's: there lies the optimum, which a search has to find.
 
-Letters in shapes: as in engine.core; M = 4, W = 8, E = 16, H = 8.
+Letters in shapes: as in engine.protocols; M = 4, W = 8, E = 16, H = 8.
 Knows nothing of torch or of any real model.
 """
 
@@ -18,10 +18,10 @@ from functools import cached_property
 import numpy as np
 
 from engine.boxes import keep_only, refuse_unknown
-from engine.core import GIVES, Array, BoxSpec, ImageSource, Outputs, Prompts, Split, Task, TextSpec, Work
 from engine.errors import RecipeError, RefusedError
 from engine.images import Preprocess, one_by_one
-from engine.noise import Purpose, rng
+from engine.protocols import GIVES, Array, BoxSpec, ImageSource, Outputs, Prompts, Split, Task, TextSpec, Work
+from engine.random_streams import Purpose, rng
 
 TOKENS, WIDTH, JOINT, SIDE, HIDDEN = 4, 8, 16, 8, 64
 SIGMA = 0.5

@@ -10,8 +10,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from engine.core import BoxSpec, Parametrization
 from engine.errors import RecipeError, nearest
+from engine.protocols import BoxSpec, Parametrization
 
 PROMPTS: dict[str, str] = {
     "text": "engine.prompts.text:text_context",

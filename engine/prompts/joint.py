@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.core import Array, BoxSpec, Prompts
 from engine.prompts.pixels import PixelFrame, pixel_frame
 from engine.prompts.text import TextContext, text_context
+from engine.protocols import Array, BoxSpec, Prompts
 from engine.search_space import Space
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.core import Array, BoxSpec, Prompts
 from engine.errors import RecipeError, RefusedError
 from engine.prompts.subspaces import basis_of
+from engine.protocols import Array, BoxSpec, Prompts
 from engine.search_space import Space
 
 SIGMA = 0.25

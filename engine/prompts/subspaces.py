@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.core import Array
 from engine.errors import RecipeError, RefusedError, nearest
-from engine.noise import Purpose, rng
+from engine.protocols import Array
+from engine.random_streams import Purpose, rng
 
 
 def random_projection(dim: int, full_dim: int, seed: int) -> Array:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.core import Array, BoxSpec, Prompts
 from engine.errors import RecipeError, RefusedError
 from engine.prompts.subspaces import LowRank, text_subspace
+from engine.protocols import Array, BoxSpec, Prompts
 from engine.search_space import Space
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.core import Array, BoxSpec, Prompts
 from engine.errors import RecipeError, RefusedError
-from engine.prompts.templates import TEMPLATES
+from engine.prompts.template_list import TEMPLATES
+from engine.protocols import Array, BoxSpec, Prompts
 from engine.search_space import Space
 
 

@@ -12,21 +12,21 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from engine.core import Method
 from engine.errors import RecipeError, nearest, shown
+from engine.protocols import Method
 from engine.settings import typed
 
 METHODS: dict[str, str] = {
-    "sketch": "engine.search.sketch:Sketch",
-    "momentum": "engine.search.descent:Momentum",
-    "cbbt": "engine.search.peers:Cbbt",
-    "spsa-gc": "engine.search.peers:SpsaGc",
-    "bar": "engine.search.peers:Bar",
-    "zip": "engine.search.peers:Zip",
-    "sharpzo": "engine.search.sharpness:SharpZo",
-    "bpt-vlm": "engine.search.sharpness:BptVlm",
+    "sketch": "engine.search.sketch.search:Sketch",
+    "momentum": "engine.search.momentum:Momentum",
+    "cbbt": "engine.search.published_rules:Cbbt",
+    "spsa-gc": "engine.search.published_rules:SpsaGc",
+    "bar": "engine.search.published_rules:Bar",
+    "zip": "engine.search.published_rules:Zip",
+    "sharpzo": "engine.search.sharpzo:SharpZo",
+    "bpt-vlm": "engine.search.sharpzo:BptVlm",
     "craft": "engine.search.craft:Craft",
-    "words": "engine.search.words:Words",
+    "words": "engine.search.word_evolution:Words",
 }
 """Name -> "module:Class" of a frozen dataclass with `needs` and `start`."""
 
@@ -45,7 +45,7 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
     """
     fixed: dict[str, Any] = {}
     if name.startswith(f"{FAMILY}:"):
-        path, fixed = "engine.search.evolution:Nevergrad", {"name": name.partition(":")[2]}
+        path, fixed = "engine.search.nevergrad:Nevergrad", {"name": name.partition(":")[2]}
     elif name in METHODS:
         path = METHODS[name]
     elif ":" in name:
@@ -102,7 +102,7 @@ def options_of(name: str, method: Method) -> dict[str, Any]:
 def describe() -> list[dict[str, Any]]:
     """What `keyhole list methods` shows: name, a line, options with defaults, and what a box must give and accept."""
     rows = []
-    for name, path in [*METHODS.items(), (f"{FAMILY}:NAME", "engine.search.evolution:Nevergrad")]:
+    for name, path in [*METHODS.items(), (f"{FAMILY}:NAME", "engine.search.nevergrad:Nevergrad")]:
         kind = _resolve(name, path)
         rows.append(
             {

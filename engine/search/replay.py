@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.checkpoint import Like, arrays_like
-from engine.core import Feedback, Search
 from engine.errors import ArtifactError
+from engine.protocols import Feedback, Search
 
 
 def replay(search: Search, state: dict[str, Any], asked: Callable[[], str], advice: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.core import Array, Feedback, Search
+from engine.protocols import Array, Feedback, Search
 
 
 class Warm:

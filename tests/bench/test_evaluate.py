@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import evaluate, evaluate_image, evaluate_text
 from bench.class_names import class_names
 from bench.text_ways import TextWays, floor_flops, plain_flops
-from engine.boxes.packed_text import PackedText
-from engine.boxes.prompt_tokens import tokenize_prompts
+from engine.boxes.clip.text_shared_prefix import PackedText
+from engine.boxes.clip.tokenized_prompts import tokenize_prompts
 
 LAYERS, WIDTH, EMBED = 2, 128, 64
 

@@ -10,8 +10,8 @@ import pytest
 from bench import ablation, search, search_page, search_steps, search_trials
 from bench.search_trials import Arm, Job, trial, with_heads
 from engine import search as methods
-from engine.core import Feedback, Outputs
 from engine.errors import RecipeError
+from engine.protocols import Feedback, Outputs
 from engine.search_space import Space
 
 WHERE = {"box": "toy:", "shots": 4, "prompt": {"name": "text"}}

@@ -12,8 +12,8 @@ from mutations import mutated_bytes
 
 from engine import search
 from engine.checkpoint import SHARE, Checkpoint, Like, arrays_like, load_state, save_state, whole_number
-from engine.core import Feedback, Outputs
 from engine.errors import ArtifactError
+from engine.protocols import Feedback, Outputs
 from engine.search_space import Space
 
 

@@ -11,9 +11,10 @@ from PIL import Image
 from traced import Traced
 
 from engine.boxes.toy import toy_task
-from engine.core import Split
-from engine.pool import RayPool, Serial
-from engine.problem import ProblemSpec
+from engine.evaluators.problem import ProblemSpec
+from engine.evaluators.ray_pool import RayPool
+from engine.evaluators.serial import Serial
+from engine.protocols import Split
 
 
 def spec(folder) -> ProblemSpec:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.core import Array, Outputs
 from engine.errors import RecipeError, RefusedError, TaskError
 from engine.heads import HEADS, STRENGTHS, CacheHead, fit, fit_gda, fit_linear, fit_tip, on_scores, restore
 from engine.objectives import cross_entropy
+from engine.protocols import Array, Outputs
 
 CLASSES, WIDTH, SCALE = 4, 32, 20.0
 ON_FEATURES = [name for name in HEADS if not on_scores(name) and name != "auto"]  # on scores: test_score_heads.py

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from engine.core import Reply, Work
 from engine.errors import BudgetError
 from engine.ledger import Ledger
+from engine.protocols import Reply, Work
 
 
 def reply(pairs: int) -> Reply:

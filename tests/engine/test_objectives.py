@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from engine.core import Outputs
 from engine.errors import RecipeError, RefusedError
 from engine.objectives import OBJECTIVES, Weighted, cross_entropy, make_objective, top_k_cross_entropy, zero_one
+from engine.protocols import Outputs
 
 P, B, C, E = 3, 7, 5, 4
 

@@ -7,8 +7,9 @@ import pytest
 
 from engine import phases
 from engine.boxes.toy import toy_task
-from engine.pool import RayPool, Serial
-from engine.problem import ProblemSpec
+from engine.evaluators.problem import ProblemSpec
+from engine.evaluators.ray_pool import RayPool
+from engine.evaluators.serial import Serial
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from engine.core import BoxSpec
 from engine.errors import RecipeError, RefusedError
 from engine.prompts import make_prompt
 from engine.prompts.pixels import PixelFrame
+from engine.protocols import BoxSpec
 
 
 def spec(side: int = 16, accepts: frozenset = frozenset({"pixels", "context"})) -> BoxSpec:

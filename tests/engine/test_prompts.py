@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.core import BoxSpec, TextSpec
 from engine.errors import RecipeError, RefusedError
 from engine.prompts import PROMPTS, make_prompt
 from engine.prompts.subspaces import random_projection
 from engine.prompts.text import TextContext
+from engine.protocols import BoxSpec, TextSpec
 from engine.search_space import Space
 
 M, W = 4, 6

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.core import Outputs
 from engine.heads import fit, inputs, on_scores, restore
+from engine.protocols import Outputs
 from engine.score_heads import Adapter, fit_score_adapter, log_probabilities
 
 C = 5

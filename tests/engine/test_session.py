@@ -5,9 +5,9 @@ import pytest
 from counted import answers, counted_task
 
 from engine.errors import BudgetError, RefusedError
+from engine.evaluators.problem import ProblemSpec
+from engine.evaluators.serial import Serial
 from engine.ledger import Ledger
-from engine.pool import Serial
-from engine.problem import ProblemSpec
 from engine.session import Session
 
 N, VAL, TEST = 80, 20, 500

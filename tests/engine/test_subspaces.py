@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine.core import BoxSpec, TextSpec
 from engine.errors import RecipeError, RefusedError
 from engine.prompts import make_prompt
 from engine.prompts.subspaces import low_rank, vocabulary_basis
+from engine.protocols import BoxSpec, TextSpec
 
 M, W, V = 4, 24, 40
 RANDOM = np.random.default_rng(0)

@@ -7,8 +7,8 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from engine import search
+from engine.evaluators.serial import Serial
 from engine.heads import fit
-from engine.pool import Serial
 from engine.threads import limited, limited_steps
 from tuning.recipe import make_recipe
 from tuning.run import Tuning, problem_of, task_of

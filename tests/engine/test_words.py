@@ -7,10 +7,10 @@ import pickle
 import numpy as np
 import pytest
 
-from engine.core import BoxSpec
 from engine.errors import RecipeError, RefusedError
 from engine.prompts import make_prompt
-from engine.prompts.templates import TEMPLATES
+from engine.prompts.template_list import TEMPLATES
+from engine.protocols import BoxSpec
 
 
 def spec(template="a photo of  a {}.", accepts=("words",)):

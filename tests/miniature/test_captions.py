@@ -6,7 +6,7 @@ import numpy as np
 import open_clip
 import pytest
 
-from engine.noise import Purpose, rng
+from engine.random_streams import Purpose, rng
 from miniature import captions, render
 
 

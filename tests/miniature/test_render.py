@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.noise import Purpose, rng
+from engine.random_streams import Purpose, rng
 from miniature import render
 
 

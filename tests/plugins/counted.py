@@ -14,8 +14,8 @@ import numpy as np
 
 from engine import boxes
 from engine.boxes import toy
-from engine.core import Outputs, Task
-from engine.problem import CanaryImages
+from engine.evaluators.problem import CanaryImages
+from engine.protocols import Outputs, Task
 
 boxes.SCHEMES["counted"] = "counted:open_box"
 boxes.WITHOUT_TORCH |= {"counted"}

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from engine.core import Needs
-from engine.search.descent import Momentum
+from engine.protocols import Needs
+from engine.search.momentum import Momentum
 
 
 @dataclass(frozen=True)

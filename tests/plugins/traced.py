@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.boxes.toy import ToyImages
-from engine.core import Array
+from engine.protocols import Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from counted import Talking
 
 from engine.artifact import Artifact
 from engine.boxes import toy
-from engine.core import Feedback
 from engine.errors import BudgetError, RecipeError, RefusedError
-from engine.pool import Serial
+from engine.evaluators.serial import Serial
+from engine.protocols import Feedback
 from engine.search import METHODS, make
 from tuning import queryless, run
 from tuning.evaluate import evaluate

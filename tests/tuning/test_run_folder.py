@@ -16,7 +16,7 @@ from PIL import Image
 import engine.files
 from engine.checkpoint import load_state, save_state
 from engine.errors import ArtifactError, BoxError, KeyholeError
-from engine.pool import Serial
+from engine.evaluators.serial import Serial
 from tuning.lease import LEASE, Lease
 from tuning.recipe import load_recipe, make_recipe
 from tuning.run import Tuning

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ArtifactError, RecipeError, extra
+from engine.evaluators.ray_start import check_room
 from engine.files import UnwritableError, write_text
-from engine.ray_start import check_room
 from tuning import settings_text
 from tuning.compare import experiment_trackers, provenance, zero_shot_gate
 from tuning.compare.comparison import Comparison, make_comparison, trials_of

@@ -13,9 +13,9 @@ from dataclasses import replace
 from functools import lru_cache
 
 from engine.boxes import open_box
-from engine.core import Method, Task
-from engine.pool import Serial
-from engine.problem import OpenBox
+from engine.evaluators.problem import OpenBox
+from engine.evaluators.serial import Serial
+from engine.protocols import Method, Task
 from tuning.data.load_task import few_shot, halve, load_pool, looked_over, part_of_test
 from tuning.recipe import Recipe, make_recipe
 from tuning.resolve import prompt_of

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.artifact import write_text
-from engine.problem import cpu_model
+from engine.evaluators.problem import cpu_model
 from tuning.run import release
 
 RAN = "ran.json"

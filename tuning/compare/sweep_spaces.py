@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import RecipeError, shown
-from engine.noise import Purpose, rng
+from engine.random_streams import Purpose, rng
 from engine.settings import MANY
 
 KINDS = ("grid", "choice", "loguniform", "uniform")

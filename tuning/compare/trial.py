@@ -17,10 +17,10 @@ from typing import Any
 
 from engine import search
 from engine.artifact import Artifact
-from engine.core import Evaluator, Task
 from engine.errors import ArtifactError, KeyholeError
 from engine.files import write_text
-from engine.loop import Step
+from engine.protocols import Evaluator, Task
+from engine.tuning_loop import Step
 from tuning import queryless
 from tuning.compare.opened import opened
 from tuning.evaluate import evaluate

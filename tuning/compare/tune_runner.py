@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import BoxError, RecipeError
-from engine.loop import Step
-from engine.pool import reach
-from engine.ray_start import keeping_sigterm
+from engine.evaluators.ray_start import keeping_sigterm, reach
+from engine.tuning_loop import Step
 from tuning.compare.experiment_trackers import Board, Tracker
 from tuning.compare.hyperparameter_sweep import Plan
 from tuning.compare.trial import ERROR, TRIAL, carry_out, done, write_error, write_stopped

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from engine.core import Array, Task
 from engine.errors import RecipeError
-from engine.noise import Purpose, rng
+from engine.protocols import Array, Task
+from engine.random_streams import Purpose, rng
 
 TASK_OPTIONS = ("imbalance", "label_noise")
 BOX_OPTIONS = ("noise", "round", "topk", "jpeg")

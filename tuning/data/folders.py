@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.core import Array, Split, Task
 from engine.errors import LONGEST_VALUE, RecipeError, TaskError, nearest, shown
 from engine.images import Files
-from engine.noise import Purpose, rng
+from engine.protocols import Array, Split, Task
+from engine.random_streams import Purpose, rng
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 DEFAULT_TEMPLATE = "a photo of a {}."

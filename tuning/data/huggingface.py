@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.core import Array, Split, Task
 from engine.errors import RecipeError, TaskError, extra
 from engine.images import Encoded, EncodedSource
+from engine.protocols import Array, Split, Task
 from tuning.data.folders import DEFAULT_TEMPLATE, NO_IMAGES
 
 

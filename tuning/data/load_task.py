@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.core import Array, Split, Task
 from engine.errors import RecipeError, TaskError, nearest
 from engine.images import check_images
-from engine.noise import Purpose, rng
 from engine.parsing import parse_uri
+from engine.protocols import Array, Split, Task
+from engine.random_streams import Purpose, rng
 from tuning.data.corruptions import TASK_OPTIONS, degraded, split_degradations
 
 HALVES = ("all", "base", "new")
@@ -237,7 +237,7 @@ def _call(loader: Callable[..., Task], rest: str, options: Mapping[str, str], ur
     typed = {option: _typed(text, known[option], f"task {uri!r}: {option}") for option, text in options.items()}
     pool = loader(rest, **typed) if takes_rest else loader(**typed)
     if not isinstance(pool, Task):
-        raise RecipeError(f"task {uri!r}: the loader returned {type(pool).__name__}; it must return engine.core.Task")
+        raise RecipeError(f"task {uri!r}: the loader returned {type(pool).__name__}; it must return a Task")
     return pool
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.core import Array
 from engine.files import replacing
+from engine.protocols import Array
 from tuning.report.statistics import interval
 from tuning.report.terminal_table import count
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.core import Array, Prompts, Split, Task
 from engine.errors import RecipeError, RefusedError
-from engine.noise import Purpose, rng
+from engine.protocols import Array, Prompts, Split, Task
+from engine.random_streams import Purpose, rng
 
 LOOKS = 20
 RATE = 0.2

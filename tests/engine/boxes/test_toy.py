@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from engine.boxes import SCHEMES, keep_only, open_box, parse_uri
 from engine.boxes.toy import CLASSES, TEMPLATE, ToyBox, toy_task
-from engine.core import GIVES, BlackBox, Prompts, Work
 from engine.errors import KeyholeError, RecipeError, RefusedError, TaskError
 from engine.objectives import cross_entropy, zero_one
 from engine.prompts import make_prompt
+from engine.protocols import GIVES, BlackBox, Prompts, Work
 
 ROWS = np.arange(10)
 

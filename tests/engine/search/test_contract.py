@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.core import Feedback
+from engine.protocols import Feedback
 from engine.search import METHODS, make
 from engine.search_space import Space
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.core import Feedback, Outputs
 from engine.errors import ArtifactError, RecipeError, RefusedError
 from engine.objectives import cross_entropy
+from engine.protocols import Feedback, Outputs
 from engine.score_heads import log_probabilities
 from engine.search import make
 from engine.search_space import Space

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from engine.core import Needs
 from engine.errors import RecipeError
+from engine.protocols import Needs
 from engine.search import METHODS, describe, make
-from engine.search.descent import Momentum
+from engine.search.momentum import Momentum
 
 
 def test_every_name_makes_a_method_whose_repr_is_its_configuration():
@@ -37,7 +37,7 @@ def test_options_are_set_and_checked():
 def test_unknown_methods_are_refused():
     with pytest.raises(RecipeError, match="did you mean 'momentum'"):
         make("momentun")
-    for name in ["no.such.module:Class", "engine.search.descent:Nothing", "engine.search.descent:", ":"]:
+    for name in ["no.such.module:Class", "engine.search.momentum:Nothing", "engine.search.momentum:", ":"]:
         with pytest.raises(RecipeError, match="cannot be loaded"):
             make(name)
     with pytest.raises(RecipeError, match="no option 'name'"):
@@ -64,7 +64,7 @@ def test_a_method_of_ones_own(monkeypatch):
         make("a_module_of_ones_own:Own", {"k": 1})
     with pytest.raises(RecipeError, match="not a class"):
         make("a_module_of_ones_own:instance")
-    assert make("engine.search.descent:Momentum", {"k": 3}) == module.instance
+    assert make("engine.search.momentum:Momentum", {"k": 3}) == module.instance
 
 
 def test_describe_lists_every_method():

@@ -1,7 +1,7 @@
 import numpy as np
 
 from engine import search
-from engine.core import Feedback
+from engine.protocols import Feedback
 from engine.search.warm import Warm
 from engine.search_space import Space
 

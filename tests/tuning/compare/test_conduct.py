@@ -21,8 +21,8 @@ import pytest
 from engine.artifact import Artifact
 from engine.boxes import open_box
 from engine.boxes.toy import toy_task
-from engine.core import Prompts
 from engine.errors import ArtifactError, BoxError, RecipeError, TaskError
+from engine.protocols import Prompts
 from tuning.compare.comparison import arms_of, flags_of, make_comparison, trials_of
 from tuning.compare.conduct import compare
 from tuning.compare.experiment_trackers import Board
@@ -374,7 +374,7 @@ def test_searches_on_tune(tmp_path, ray_local, extra):
 
 @pytest.mark.ray
 def test_a_trial_that_fits_nowhere(tmp_path, ray_local):
-    from engine.ray_start import check_room
+    from engine.evaluators.ray_start import check_room
 
     with pytest.raises(BoxError, match="no node"):
         check_room(1000, 0, own=True)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.core import Split, Task
 from engine.errors import RecipeError, TaskError
 from engine.images import Files
+from engine.protocols import Split, Task
 from tuning.data import load_task as tasks
 from tuning.data.load_task import few_shot, halve, load_pool, load_task
 

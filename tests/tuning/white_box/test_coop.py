@@ -11,8 +11,8 @@ import pytest
 
 from bench import admission
 from engine.boxes import open_box
-from engine.core import Array, Prompts, Split, Task
 from engine.errors import RecipeError, RefusedError
+from engine.protocols import Array, Prompts, Split, Task
 from tuning.data.load_task import few_shot_rows, load_pool, load_task
 from tuning.white_box.coop import CEILINGS, coop, encode, fit_coop
 
@@ -62,7 +62,7 @@ def box(task: Task):
     import open_clip
     import torch
 
-    from engine.boxes.clip import ClipBox
+    from engine.boxes.clip.box import ClipBox
     from engine.images import Preprocess
 
     torch.manual_seed(0)

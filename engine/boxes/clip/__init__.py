@@ -1,0 +1,1 @@
+"""open_clip models: weights, the two towers, and the fast ways through them."""

@@ -1,0 +1,329 @@
+"""An open_clip model behind the keyhole: prompts and images in, features, scores or labels out, no gradient.
+
+Knows nothing of where the weights came from (weights.py) or of how the towers compute (text_tower.py, image_tower.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine import phases
+from engine.boxes import keep_only
+from engine.boxes.clip.image_tower import ImageTower
+from engine.boxes.clip.precision import computing, precision_of
+from engine.boxes.clip.text_tower import TextTower
+from engine.boxes.clip.tokenized_prompts import spelled
+from engine.boxes.feature_cache import FeatureCache, cache_folder
+from engine.errors import RecipeError, RefusedError, TaskError
+from engine.images import Encoded, Preprocess, digest, one_by_one
+from engine.protocols import GIVES, Array, BoxSpec, ImageSource, Outputs, Prompts, TextSpec, Work
+
+OPTIONS = ("precision", "clip", "cache")
+"""Options of a URI that every box of this kind knows; `settings_of` reads them."""
+KEPT_BYTES = 512 * 2**20
+"""Projected images of one split are kept up to here, and made anew for each answer beyond."""
+_READ = 64
+"""Images staged at a time, about: so many lie in memory together, at the size that the model sees."""
+
+logger = logging.getLogger(__name__)
+
+
+def settings_of(uri: str, options: Mapping[str, str], device: str) -> dict[str, Any]:
+    """Keywords of `ClipBox` from the options that every such box knows: precision, clip=on, cache=off.
+
+    Raises:
+        RecipeError: An option's value is unknown or has no effect here.
+    """
+    switches = {}
+    for name, default in (("clip", "off"), ("cache", "on")):
+        value = options.get(name, default)
+        if value not in ("on", "off"):
+            raise RecipeError(f"box {uri!r}: {name}={value}; it is on or off")
+        switches[name] = value == "on"
+    return {"precision": precision_of(uri, options, device), **switches}
+
+
+class StagedImages:
+    """A task's images where the box lives: features at once, what pixel prompts need on first use.
+
+    Args:
+        features: `(N, E)` float32, L2-normalised.
+        project: Rows -> `ImageTower.project` of these images.
+        keep: Whether all projected images are kept once they were made.
+        block: Rows that are projected at a time where they are not kept.
+    """
+
+    def __init__(self, features: Array, project: Callable[[Sequence[int]], Tensor], *, keep: bool, block: int) -> None:
+        self.features = features
+        self._project = project
+        self._keep = keep
+        self._block = block
+        self._kept: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def projected(self, rows: Array) -> Iterator[Tensor]:
+        """`ImageTower.project` of these rows, in one part or several."""
+        if self._keep:
+            if self._kept is None:
+                self._kept = self._project(range(len(self)))
+            yield self._kept[torch.as_tensor(rows, device=self._kept.device)]
+            return
+        for start in range(0, len(rows), self._block):
+            yield self._project([int(row) for row in rows[start : start + self._block]])
+
+
+class ClipBox:
+    """A `BlackBox` around an open_clip CLIP, CustomTextCLIP or CoCa model.
+
+    Args:
+        model: The frozen model: evaluation mode, float32.
+        tokenizer: open_clip's for this model.
+        preprocess: How it wants its images.
+        uri: What the box is called.
+        classes: C class names.
+        template: A sentence with one `{}`.
+        gives: What it may give back; None: all that a CLIP can, features the richest.
+        device: Where to compute, in torch's words.
+        identity: What else must agree for an artifact to mean the same: weights hash, model, activation.
+        vocabulary: Token ids that the model was trained on, where known; None: all. The tokenizer must decode them.
+        precision: One of `precision.PRECISIONS`.
+        clip: Clip the sum of an image and a pixel frame to [0, 1], as an API that takes 8-bit images does.
+        cache: Keep image features on disk (cache.py), where KEYHOLE_CACHE does not forbid it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Callable[..., Tensor],
+        preprocess: Preprocess,
+        *,
+        uri: str,
+        classes: Sequence[str],
+        template: str,
+        gives: frozenset[str] | None = None,
+        device: str = "cpu",
+        identity: dict[str, Any],
+        vocabulary: frozenset[int] | None = None,
+        precision: str = "fp32",
+        clip: bool = False,
+        cache: bool = True,
+    ) -> None:
+        self._device = torch.device(device)
+        self._precision = precision
+        self.model = model.eval().requires_grad_(False).to(self._device)
+        self.preprocess = preprocess
+        # Ways are chosen in fp32, so that a canary sees mistakes and not the precision. Autocast does not reach into
+        # packed layers.
+        short = precision == "bf16"
+        self.image_tower = ImageTower(self.model, preprocess, clip=clip, prepack=not short)
+        self.text_tower = TextTower(
+            self.model, tokenizer, tuple(classes), template, vocabulary=vocabulary, path="batched" if short else "auto"
+        )
+        self._scale = float(self.model.logit_scale.detach().exp())
+        # A bias (SigLIP) is the same for all classes of a row: softmax and argmax do not see it.
+        self._template_features: Array | None = None
+        self._total = Work(sequences=self.text_tower.sequences, image_encodes=self.image_tower.encodes)
+        text = self._text_spec(vocabulary, tokenizer)
+        self.spec = BoxSpec(
+            uri=uri,
+            gives=frozenset(GIVES) if gives is None else gives,
+            accepts=frozenset({"words", "pixels"} | ({"context"} if text is not None else set())),
+            classes=tuple(classes),
+            template=template,
+            image_size=preprocess.size,
+            text=text,
+            identity={
+                **identity,
+                "preprocess": preprocess.as_dict(),
+                **({"precision": precision} if precision != "fp32" else {}),
+                **({"clip": True} if clip else {}),
+            },
+            path=f"text {_path(self.text_tower)}; image {_path(self.image_tower)}"
+            + ("; framed images are clipped to [0, 1]" if clip else "")
+            + f"; {precision}",
+        )
+        self._block = max(1, _READ // self.image_tower.batch) * self.image_tower.batch
+        self._cached = cache
+        self._cache: FeatureCache | None = None
+
+    def _text_spec(self, vocabulary: frozenset[int] | None, tokenizer: Any) -> TextSpec | None:
+        context = self.text_tower.template_context
+        if context is None:
+            return None
+        tower = getattr(self.model, "text", self.model)
+        own = hasattr(tower, "token_embedding")
+        table = (tower.token_embedding if own else tower.transformer.get_input_embeddings()).weight
+        rows = table if vocabulary is None else table[sorted(vocabulary)]
+        words = None if vocabulary is None else spelled(tokenizer, vocabulary)
+        return TextSpec(
+            context=_numpy(context), sigma=float(self.text_tower.sigma), vocabulary=_numpy(rows), words=words
+        )
+
+    @torch.inference_mode()
+    def stage(self, source: ImageSource) -> StagedImages:
+        """Decode, preprocess and encode all images, once: on this machine, if the cache is on.
+
+        What comes from the cache is counted as encoded: the account tells what a method costs, and must not depend
+        on what ran before.
+
+        Raises:
+            TaskError: There are no images, or one cannot be read; the message names it.
+        """
+        if len(source) == 0:
+            raise TaskError("no images to stage; every split that is used needs at least one")
+        cache = self._open_cache()
+        blocks = [range(start, min(start + self._block, len(source))) for start in range(0, len(source), self._block)]
+        parts: dict[int, Array] = {}
+        # Workers of a machine share the cache: each takes the blocks in an order of its own, and finds what the others
+        # have encoded meanwhile.
+        order = np.arange(len(blocks)) if cache is None else np.random.default_rng(os.getpid()).permutation(len(blocks))
+        with computing(self._precision, self._device):
+            for number in order:
+                parts[number] = self._block_features(source, blocks[number], cache)
+                phases.advance(sum(map(len, parts.values())))
+        if cache is not None:
+            cache.trim()
+        return StagedImages(
+            np.concatenate([parts[number] for number in range(len(blocks))]),
+            lambda rows: self._projected(source, rows),
+            keep=len(source) * self.image_tower.projected_bytes <= KEPT_BYTES,
+            block=self._block,
+        )
+
+    def _block_features(self, source: ImageSource, rows: Sequence[int], cache: FeatureCache | None) -> Array:
+        """`(n, E)` of one block of images, from the cache or encoded and kept there."""
+        images = one_by_one(source, rows)
+        if cache is None:
+            return self._encoded(images)
+        first = next(images)
+        if cache.may_hold(digest(first)):  # then telling the images apart will do, and none need be decoded
+            contents = [digest(first), *map(digest, images)]
+            found = cache.load(contents)
+            if found is not None:
+                self.image_tower.encodes += len(rows)
+                logger.info("%d images' features came from the cache", len(rows))
+                return found
+            images = one_by_one(source, rows[1:])
+        contents = []
+        features = self._encoded(_noting(chain([first], images), contents))
+        cache.save(contents, features)
+        return features
+
+    def _encoded(self, images: Iterable[Array | Encoded]) -> Array:
+        """`(n, E)`."""
+        return self._features(self.image_tower.encode(self._pixels(images)))
+
+    def _open_cache(self) -> FeatureCache | None:
+        """The cache of this model as it computes here; None where it is off."""
+        folder = cache_folder() if self._cached else None
+        if folder is None:
+            return None
+        if self._cache is None or self._cache.folder != folder:
+            with computing(self._precision, self._device):
+                canary = self.image_tower.fingerprint()
+            tower = self.image_tower
+            way = {"way": tower.path, "batch": tower.batch, "device": self._device.type}
+            self._cache = FeatureCache(folder, {"box": self.spec.identity, "canary": canary, **way})
+        return self._cache
+
+    def _projected(self, source: ImageSource, rows: Sequence[int]) -> Tensor:
+        """`ImageTower.project` of these rows, read a block at a time."""
+        blocks = [rows[start : start + self._block] for start in range(0, len(rows), self._block)]
+        return torch.cat([self.image_tower.project(self._pixels(one_by_one(source, block))) for block in blocks])
+
+    def _pixels(self, images: Iterable[Array | Encoded]) -> Tensor:
+        return torch.from_numpy(self.preprocess.pixels(images)).to(self._device)
+
+    @torch.inference_mode()
+    def answer(self, prompts: Prompts, staged: StagedImages, rows: Array) -> Outputs:
+        """The richest kind that the box gives, for P candidates on these rows.
+
+        What does not depend on the candidate comes back once: text (1, C, E) or image (1, B, E). NaN passes through.
+
+        Raises:
+            RefusedError: The box does not accept this kind of prompt.
+            ValueError: A prompt has the wrong shape.
+        """
+        refused = prompts.needs() - self.spec.accepts
+        if refused:
+            raise RefusedError(
+                f"box {self.spec.uri!r} does not accept {', '.join(sorted(refused))}; "
+                f"it accepts {', '.join(sorted(self.spec.accepts))}"
+            )
+        with computing(self._precision, self._device):
+            text, image = self._text(prompts), self._image(prompts, staged, rows)
+        if len(text) == len(image) == 1 < prompts.count:
+            text = np.broadcast_to(text, (prompts.count, *text.shape[1:]))
+        return keep_only(Outputs(text=text, image=image, scale=self._scale), self.spec.gives)
+
+    def _text(self, prompts: Prompts) -> Array:
+        """`(P or 1, C, E)`."""
+        if prompts.words is not None:
+            if prompts.context is not None:
+                raise ValueError("a prompt has words or a context before the class name, not both")
+            return self._features(self.text_tower.encode_words(prompts.words))
+        if prompts.context is None:
+            if self._template_features is None:
+                # A constant of the task, computed by each process for itself: like opening, not on the account.
+                before = self.text_tower.sequences
+                if self.spec.text is None:
+                    self._template_features = self._features(self.text_tower.encode_words([self.spec.template]))
+                else:
+                    self._template_features = self._features(self.text_tower.encode(None))
+                self.text_tower.sequences = before
+            return self._template_features
+        return self._features(self.text_tower.encode(self._tensor(prompts.context)))
+
+    def _image(self, prompts: Prompts, staged: StagedImages, rows: Array) -> Array:
+        """`(P or 1, B, E)`."""
+        if prompts.pixels is None:
+            return staged.features[rows][None]
+        side = self.preprocess.size
+        if prompts.pixels.shape[1:] != (3, side, side):
+            raise ValueError(f"pixels of shape {prompts.pixels.shape}: (P, 3, {side}, {side}) is wanted")
+        frames = self._tensor(prompts.pixels)
+        parts = [self.image_tower.encode_framed(part, frames) for part in staged.projected(np.asarray(rows))]
+        return self._features(torch.cat(parts, 1))
+
+    def _features(self, features: Tensor) -> Array:
+        """Normalised features as an array; what bfloat16 has rounded is given its unit length back."""
+        if features.dtype != torch.float32:
+            features = F.normalize(features.float(), dim=-1)
+        return _numpy(features)
+
+    def work(self) -> Work:
+        """Sequences and image encodes since the last call."""
+        total = Work(sequences=self.text_tower.sequences, image_encodes=self.image_tower.encodes)
+        before, self._total = self._total, total
+        return Work(
+            sequences=total.sequences - before.sequences, image_encodes=total.image_encodes - before.image_encodes
+        )
+
+    def _tensor(self, values: Array) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(self._device)
+
+
+def _noting(images: Iterable[Array | Encoded], contents: list[str]) -> Iterator[Array | Encoded]:
+    """The same images; what tells each apart is added to `contents` as it passes."""
+    for image in images:
+        contents.append(digest(image))
+        yield image
+
+
+def _path(tower: TextTower | ImageTower) -> str:
+    return f"{tower.path} ({tower.why})" if tower.why else tower.path
+
+
+def _numpy(values: Tensor) -> Array:
+    return values.detach().to("cpu", torch.float32).numpy()

@@ -90,6 +90,8 @@ def connect(workers: int, cpus: float) -> tuple[Any, bool]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return ray, False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's workers are as nice as 15 by default: beside any other work on the machine they would hardly compute.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     wanted = max(os.cpu_count() or 1, math.ceil(workers * cpus))
     ray.init(
         address="local",

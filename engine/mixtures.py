@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy.special import log_softmax
 
 from engine.core import Array, Outputs
 from engine.objectives import cross_entropy
@@ -95,9 +96,7 @@ def fit_mixture(text: Array, train: tuple[Array, Array], val: tuple[Array, Array
 def _slope(weights: Array, flat: Array, features: Array, labels: Array, scale: float) -> tuple[float, Array]:
     """Cross-entropy at these weights and its gradient `(T,)`."""
     rows = (weights @ flat).reshape(-1, features.shape[1])
-    logits = scale * (features @ rows.T)
-    logits -= logits.max(-1, keepdims=True)
-    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    log_p = log_softmax(scale * (features @ rows.T), axis=-1)
     n = np.arange(len(labels))
     p = np.exp(log_p)
     p[n, labels] -= 1

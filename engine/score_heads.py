@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import numpy as np
+from scipy.special import log_softmax
 
 from engine.core import Array, Outputs
 from engine.noise import Purpose, rng
@@ -30,9 +31,7 @@ STEPS, LOOKS = 300, 20
 
 def log_probabilities(scores: Array) -> Array:
     """`(..., C)` float64 log-softmax: scores are given up to a constant a row."""
-    shifted = scores.astype(np.float64)
-    shifted -= shifted.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return log_softmax(scores.astype(np.float64), axis=-1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,11 +23,11 @@ import numpy as np
 from bench.entry import Answering, Parser, enter, numbers
 from engine import heads, search
 from engine.core import Array, Outputs
+from engine.heads.score_heads import log_probabilities
 from engine.ledger import Ledger
 from engine.loop import steps
 from engine.objectives import cross_entropy
 from engine.pool import Serial
-from engine.score_heads import log_probabilities
 from engine.session import Session
 from tuning.recipe import make_recipe
 from tuning.resolve import prompt_of

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, St
 from engine.core import Array
 from engine.errors import ArtifactError
 from engine.heads import HEADS, Head, restore
-from engine.mixtures import MixtureHead
+from engine.heads.template_mixture import MixtureHead
 
 FORMAT = 2
 

@@ -20,8 +20,8 @@ ALLOWED = {
     "bench": {"bench", "engine", "tuning", "serve", "miniature", "keyhole"},
 }
 HEAVY = {
-    "torch": ("engine/boxes/", "engine/heads.py", "miniature/", "tuning/ceiling.py", "tuning/doctor.py", "bench/"),
-    "open_clip": ("engine/boxes/", "engine/heads.py", "miniature/", "tuning/ceiling.py", "bench/"),
+    "torch": ("engine/boxes/", "engine/heads/", "miniature/", "tuning/ceiling.py", "tuning/doctor.py", "bench/"),
+    "open_clip": ("engine/boxes/", "miniature/", "tuning/ceiling.py", "bench/"),
     "ray": ("engine/pool.py", "engine/ray_start.py", "tuning/compare.py", "serve/", "keyhole/", "bench/"),
 }
 

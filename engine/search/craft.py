@@ -14,7 +14,7 @@ import numpy as np
 from engine.checkpoint import Like, arrays_like, whole_number
 from engine.core import Array, Feedback, Needs
 from engine.errors import ArtifactError, RefusedError
-from engine.score_heads import HIDDEN, RATE, Adapter, log_probabilities
+from engine.heads.score_heads import HIDDEN, RATE, Adapter, log_probabilities
 from engine.search.sharpness import full_cma, worst_last
 from engine.settings import MANY, Count, Population, Positive, Range, Weight, check
 

@@ -7,8 +7,8 @@ import pytest
 
 from engine.core import Feedback, Outputs
 from engine.errors import ArtifactError, RecipeError, RefusedError
+from engine.heads.score_heads import log_probabilities
 from engine.objectives import cross_entropy
-from engine.score_heads import log_probabilities
 from engine.search import make
 
 DIM, ROWS, CLASSES = 6, 40, 4

@@ -2,7 +2,7 @@
 
 Each is a black-box method in its own right, and a rival that a searched prompt must beat or complement. What a grid or
 a training run leaves open is chosen by the lowest cross-entropy on the validation rows. A fitted head is a small frozen
-dataclass of NumPy arrays.
+dataclass of NumPy arrays. Only `clip-adapter` needs torch.
 
 A new head is a room in this package, or a module elsewhere, and a line in `HEADS`.
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import torch
-from torch.nn.functional import cross_entropy
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 
 from engine.core import Array
 from engine.heads import Examples, arrays_of, by_val_loss, validated
@@ -21,6 +21,8 @@ STRENGTHS = tuple(float(10.0**half) for half in np.arange(-2.0, 4.5, 0.5))
 """Inverse regularisation C, for features centred and scaled to unit mean square norm; the strongest penalty first."""
 PATIENCE = 3
 """The grid is left when so many settings in a row are worse on validation than the one before."""
+SOLVER = {"maxcor": 60, "maxiter": 500, "maxfun": 1000, "ftol": 1e-12, "gtol": 1e-7}
+"""Of L-BFGS. The anchored problem is ill-conditioned: zero-shot logits are tens of times larger than the rows."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,49 +88,70 @@ def fit_linear(
         train: Features `(n, E)` and labels `(n,)`; every class occurs.
         val: The same of the validation rows.
         text: `(C, E)` text features, for the anchored variant.
-        scale: what a cosine is multiplied by to make a logit.
-        strengths: the grid of C, ascending.
+        scale: What a cosine is multiplied by to make a logit.
+        strengths: The grid of C, ascending.
     """
-    train_features, train_labels = train
-    num_classes = len(text) if text is not None else int(train_labels.max()) + 1
-    mean = train_features.mean(0, dtype=np.float64)
-    spread = float(np.sqrt(((train_features - mean) ** 2).sum(1).mean())) or 1.0
-    rows = torch.from_numpy((train_features - mean) / spread)
-    labels = torch.from_numpy(train_labels.astype(np.int64))
-    shape = (num_classes, rows.shape[1])
-    anchor = torch.from_numpy(np.zeros(shape) if text is None else text.astype(np.float64) * scale)
-    cosines = torch.from_numpy(train_features.astype(np.float64)) @ anchor.T
-    weight, bias = torch.zeros(shape, dtype=torch.float64), torch.zeros(num_classes, dtype=torch.float64)
-    gain = torch.ones(num_classes, dtype=torch.float64)
-    parameters = [weight, bias] if text is None else [weight, bias, gain]
-    for parameter in parameters:
-        parameter.requires_grad_()
+    features, labels = train[0].astype(np.float64), train[1]
+    num_classes = len(text) if text is not None else int(labels.max()) + 1
+    mean = features.mean(0)
+    spread = float(np.sqrt(((features - mean) ** 2).sum(1).mean())) or 1.0
+    problem = _Problem(
+        rows=(features - mean) / spread,
+        cosines=None if text is None else scale * features @ text.astype(np.float64).T,
+        targets=np.eye(num_classes)[labels],
+    )
 
-    def head(strength: float) -> LinearHead:
-        turned = weight.detach().numpy() / spread
-        full = turned + (gain.detach()[:, None] * anchor).numpy()
-        return validated(LinearHead.of(full, bias.detach().numpy() - turned @ mean, chosen=strength), val)
+    def head(found: Array, strength: float) -> LinearHead:
+        weight, bias, gain = problem.split(found)
+        turned = weight / spread
+        full = turned if text is None else turned + (scale * (1 + gain))[:, None] * text
+        return validated(LinearHead.of(full, bias - turned @ mean, chosen=strength), val)
 
-    heads = [] if text is None else [head(0.0)]
+    found = np.zeros(problem.size)
+    heads = [] if text is None else [head(found, 0.0)]
     for strength in strengths:
         # From strong to weak regularisation, each from the solution before: a warm start.
-        solver = torch.optim.LBFGS(
-            parameters, max_iter=200, tolerance_grad=1e-7, tolerance_change=1e-10, line_search_fn="strong_wolfe"
-        )
-
-        def loss(solver: torch.optim.LBFGS = solver, strength: float = strength) -> Any:
-            solver.zero_grad()
-            penalty = weight.square().sum()
-            if text is not None:
-                penalty = penalty + bias.square().sum() + (gain - 1).square().sum()
-            value = cross_entropy(rows @ weight.T + bias + cosines * gain, labels)
-            value = value + penalty / (2 * strength * len(labels))
-            value.backward()
-            return value
-
-        solver.step(loss)
-        heads.append(head(float(strength)))
+        found = minimize(problem.loss, found, (strength,), jac=True, method="L-BFGS-B", options=SOLVER).x
+        heads.append(head(found, float(strength)))
         if len(heads) > PATIENCE and min(heads[-PATIENCE:], key=by_val_loss).val_loss > heads[-PATIENCE - 1].val_loss:
             # Over-fitting from here on, and the weakest regularisation is the slowest to solve.
             break
     return min(heads, key=by_val_loss)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Problem:
+    """What is minimised. Parameters are one vector: V `(C, E)`, b `(C,)` and, where there are cosines, a - 1 `(C,)`."""
+
+    rows: Array
+    """`(n, E)` float64."""
+    cosines: Array | None
+    """`(n, C)` zero-shot logits; None: not anchored."""
+    targets: Array
+    """`(n, C)` the label's unit vector."""
+
+    @property
+    def size(self) -> int:
+        return self.targets.shape[1] * (self.rows.shape[1] + (1 if self.cosines is None else 2))
+
+    def split(self, parameters: Array) -> tuple[Array, Array, Array]:
+        """V, b and a - 1, which is empty where there is no anchor."""
+        num_classes, width = self.targets.shape[1], self.rows.shape[1]
+        weight, bias, gain = np.split(parameters, np.array([width, width + 1]) * num_classes)
+        return weight.reshape(num_classes, width), bias, gain
+
+    def loss(self, parameters: Array, strength: float) -> tuple[float, Array]:
+        """Mean cross-entropy and penalty / (2 C n), and its gradient by the parameters."""
+        weight, bias, gain = self.split(parameters)
+        logits, penalised = self.rows @ weight.T + bias, parameters.copy()
+        if self.cosines is None:
+            penalised[weight.size :] = 0  # the bias is free
+        else:
+            logits += self.cosines * (1 + gain)
+        log_p, n = log_softmax(logits, axis=-1), len(logits)
+        slope = (np.exp(log_p) - self.targets) / n
+        slopes = [(slope.T @ self.rows).ravel(), slope.sum(0)]
+        if self.cosines is not None:
+            slopes.append((slope * self.cosines).sum(0))
+        loss = penalised @ penalised / (2 * strength * n) - np.vdot(self.targets, log_p) / n
+        return float(loss), np.concatenate(slopes) + penalised / (strength * n)

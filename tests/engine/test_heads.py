@@ -12,12 +12,13 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from scipy.optimize import check_grad
 
 from engine.core import Array, Outputs
 from engine.errors import ArtifactError, RecipeError, RefusedError, TaskError
 from engine.heads import HEADS, arrays_of, fit, on_scores, restore, validated
 from engine.heads.gda import fit_gda
-from engine.heads.linear import STRENGTHS, fit_linear
+from engine.heads.linear import STRENGTHS, _Problem, fit_linear
 from engine.heads.tip import CacheHead
 from engine.objectives import cross_entropy
 from tuning import queryless
@@ -107,6 +108,16 @@ def test_linear_is_scikit_learns_logistic_regression(strength: float) -> None:
     scores = head.scores(new).astype(np.float64)
     scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
     assert np.abs(scores - expected).max() < 5e-3
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_the_gradient_of_linear_is_the_slope(anchored: bool) -> None:
+    random = np.random.default_rng(0)
+    targets = np.eye(CLASSES)[random.integers(0, CLASSES, 9)]
+    cosines = SCALE * random.normal(size=targets.shape) if anchored else None
+    problem = _Problem(rows=random.normal(size=(9, 5)), cosines=cosines, targets=targets)
+    at = 0.3 * random.normal(size=problem.size)
+    assert check_grad(lambda x: problem.loss(x, 2.0)[0], lambda x: problem.loss(x, 2.0)[1], at) < 1e-5
 
 
 def test_linear_chooses_its_regularisation_on_validation() -> None:
@@ -232,7 +243,14 @@ def test_a_new_head_is_a_room_and_a_line_in_the_registry(monkeypatch: pytest.Mon
     assert fit("auto", splits["train"], splits["val"], text, SCALE).kind == "means"
 
 
-def test_heads_are_listed_without_loading_one() -> None:
-    code = "import sys, engine.heads; print([m for m in sys.modules if m == 'torch' or m.startswith('engine.heads.')])"
+def test_rooms_are_loaded_when_used_and_torch_by_one() -> None:
+    code = """
+import sys, numpy as np, engine.heads as heads
+print([name for name in sys.modules if name.startswith("engine.heads.")])
+rows = np.eye(4, dtype=np.float32), np.array([0, 0, 1, 1])
+for name in set(heads.HEADS) - {"clip-adapter", "auto"}:
+    heads.fit(name, rows, rows, rows[0][::2])
+print("torch" in sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.split() == ["[]", "False"]

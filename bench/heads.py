@@ -23,10 +23,10 @@ import numpy as np
 from bench.entry import Answering, Parser, enter, numbers
 from engine import heads, search
 from engine.evaluators.serial import Serial
+from engine.heads.score_heads import log_probabilities
 from engine.ledger import Ledger
 from engine.objectives import cross_entropy
 from engine.protocols import Array, Outputs
-from engine.score_heads import log_probabilities
 from engine.session import Session
 from engine.tuning_loop import steps
 from tuning.recipe import make_recipe

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, St
 
 from engine.errors import ArtifactError
 from engine.heads import HEADS, Head, restore
-from engine.mixtures import MixtureHead
+from engine.heads.template_mixture import MixtureHead
 from engine.protocols import Array
 
 FORMAT = 2

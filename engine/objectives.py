@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import log_softmax
 
 from engine.errors import RecipeError, RefusedError, nearest
 from engine.protocols import Array, Objective, Outputs
@@ -41,9 +42,8 @@ def cross_entropy(outputs: Outputs, labels: Array) -> Array:
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         for table in _tables(outputs):
             logits = _for(labels, table.astype(np.float64))
-            logits -= logits.max(-1, keepdims=True)
-            chosen = np.take_along_axis(logits, labels[:, None], -1)[:, 0]
-            losses.append(np.mean(np.log(np.exp(logits).sum(-1)) - chosen))
+            chosen = np.take_along_axis(log_softmax(logits, axis=-1), labels[:, None], -1)[:, 0]
+            losses.append(0.0 - np.mean(chosen))  # a perfect fit is 0.0, not -0.0
     return np.array([loss if np.isfinite(loss) else np.nan for loss in losses], np.float64)
 
 

@@ -20,15 +20,8 @@ ALLOWED = {
     "bench": {"bench", "engine", "tuning", "serve", "miniature", "keyhole"},
 }
 HEAVY = {
-    "torch": (
-        "engine/boxes/",
-        "engine/heads.py",
-        "miniature/",
-        "tuning/white_box/coop.py",
-        "tuning/doctor.py",
-        "bench/",
-    ),
-    "open_clip": ("engine/boxes/", "engine/heads.py", "miniature/", "tuning/white_box/coop.py", "bench/"),
+    "torch": ("engine/boxes/", "engine/heads/", "miniature/", "tuning/white_box/", "tuning/doctor.py", "bench/"),
+    "open_clip": ("engine/boxes/", "miniature/", "tuning/white_box/", "bench/"),
     "ray": ("engine/evaluators/ray_", "tuning/compare/", "serve/", "keyhole/", "bench/"),
 }
 

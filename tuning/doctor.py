@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
+from scipy.special import log_softmax
 
 from engine.errors import KeyholeError, RecipeError
 from engine.protocols import Array, BlackBox, Outputs
@@ -193,9 +194,7 @@ def _losses(outputs: Outputs, labels: Array) -> Array:
     """`(P,)` cross-entropies, in float64 from the features on, so that fp32 logits do not blur what is compared."""
     assert outputs.text is not None and outputs.image is not None
     logits = outputs.scale * outputs.image.astype(np.float64) @ outputs.text.astype(np.float64).transpose(0, 2, 1)
-    logits -= logits.max(-1, keepdims=True)
-    chosen = np.take_along_axis(logits, labels[None, :, None], -1)[..., 0]
-    return (np.log(np.exp(logits).sum(-1)) - chosen).mean(-1)
+    return -np.take_along_axis(log_softmax(logits, axis=-1), labels[None, :, None], -1)[..., 0].mean(-1)
 
 
 def _difference(one: Array | None, other: Array | None) -> float:

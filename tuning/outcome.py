@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from engine import heads, mixtures
+from engine import heads
 from engine.errors import RecipeError, RefusedError, nearest
+from engine.heads import template_mixture
 from engine.objectives import cross_entropy
 from engine.phases import phase
 from engine.protocols import Array, BoxSpec, Outputs, Reply
@@ -111,9 +112,9 @@ def of_templates(thetas: Array, theta: Array, session: Session, *, plain: bool =
     val = rows["val"], session.splits["val"].labels
     text = session.class_features(thetas)
     if plain:
-        head = mixtures.ensemble(text, val, outputs.scale)
+        head = template_mixture.ensemble(text, val, outputs.scale)
     else:
-        head = mixtures.fit_mixture(text, (rows["train"], session.splits["train"].labels), val, outputs.scale)
+        head = template_mixture.fit_mixture(text, (rows["train"], session.splits["train"].labels), val, outputs.scale)
     return _of_trained(head, head.kind, theta, rows, session)
 
 

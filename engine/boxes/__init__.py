@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+from scipy.special import log_softmax
 
 from engine import parsing
 from engine.boxes.degraded import OPTIONS, open_imperfect, take_options
@@ -150,8 +151,6 @@ def keep_only(features: Outputs, gives: frozenset[str]) -> Outputs:
         return Outputs(scores=logits)
     if kind == "labels":
         return Outputs(labels=logits.argmax(-1))
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
-    best = np.argsort(-shifted, axis=-1, kind="stable")[..., :_TOP]
-    return Outputs(topk=(best, np.take_along_axis(shifted, best, -1).astype(np.float32)))
+    told = log_softmax(logits.astype(np.float64), axis=-1)
+    best = np.argsort(-told, axis=-1, kind="stable")[..., :_TOP]
+    return Outputs(topk=(best, np.take_along_axis(told, best, -1).astype(np.float32)))

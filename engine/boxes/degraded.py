@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
+from scipy.special import log_softmax
 
 from engine.errors import RecipeError
 from engine.protocols import Array, BlackBox, ImageSource, Outputs, Prompts, Staged, Work
@@ -117,11 +118,11 @@ class ImperfectBox:
         outputs = self.inner.answer(prompts, images, rows)
         if not self.wrong.blurs_scores:
             return outputs
-        told = _log_softmax(outputs.logits().astype(np.float64))
+        told = log_softmax(outputs.logits().astype(np.float64), axis=-1)
         if self.wrong.noise:
             shape = (count, told.shape[-1])
             added = [rng(key, 0, Purpose.DEGRADE).normal(size=shape)[rows] for key in _keys(prompts)]
-            told = _log_softmax(told + self.wrong.noise * np.stack(added))
+            told = log_softmax(told + self.wrong.noise * np.stack(added), axis=-1)
         if self.wrong.round is not None:
             unit = 10.0**-self.wrong.round
             told = np.log(np.maximum(np.round(np.exp(told), self.wrong.round), unit / 2))
@@ -167,8 +168,3 @@ def _keys(prompts: Prompts) -> list[int]:
             digest.update(np.ascontiguousarray(part[p], np.float32).tobytes())
         keys.append(int.from_bytes(digest.digest(), "big"))
     return keys
-
-
-def _log_softmax(scores: Array) -> Array:
-    shifted = scores - scores.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

@@ -13,8 +13,8 @@ import numpy as np
 
 from engine.checkpoint import Like, arrays_like, whole_number
 from engine.errors import ArtifactError, RefusedError
+from engine.heads.score_heads import HIDDEN, RATE, Adapter, log_probabilities
 from engine.protocols import Array, Feedback, Needs
-from engine.score_heads import HIDDEN, RATE, Adapter, log_probabilities
 from engine.search.sharpzo import full_cma, worst_last
 from engine.search_space import Space
 from engine.settings import MANY, Count, Population, Positive, Range, Weight, check

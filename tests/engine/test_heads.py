@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import ClassVar
+
 import numpy as np
 import pytest
+from scipy.optimize import check_grad
 
-from engine.errors import RecipeError, RefusedError, TaskError
-from engine.heads import HEADS, STRENGTHS, CacheHead, fit, fit_gda, fit_linear, fit_tip, on_scores, restore
+from engine.errors import ArtifactError, RecipeError, RefusedError, TaskError
+from engine.heads import HEADS, arrays_of, fit, on_scores, restore, validated
+from engine.heads.gda import fit_gda
+from engine.heads.linear import STRENGTHS, _Problem, fit_linear
+from engine.heads.tip import CacheHead
 from engine.objectives import cross_entropy
 from engine.protocols import Array, Outputs
+from tuning import queryless
 
 CLASSES, WIDTH, SCALE = 4, 32, 20.0
 ON_FEATURES = [name for name in HEADS if not on_scores(name) and name != "auto"]  # on scores: test_score_heads.py
@@ -89,7 +102,7 @@ def test_linear_is_scikit_learns_logistic_regression(strength: float) -> None:
     centred = features - features.mean(0, dtype=np.float64)
     spread = np.sqrt((centred**2).sum(1).mean())
     oracle = LogisticRegression(C=strength, max_iter=20000, tol=1e-10).fit(centred / spread, labels)
-    head = fit_linear(*splits["train"], *splits["val"], strengths=[strength])
+    head = fit_linear(splits["train"], splits["val"], strengths=[strength])
     new = splits["test"][0]
     expected = oracle.predict_log_proba((new - features.mean(0, dtype=np.float64)) / spread)
     scores = head.scores(new).astype(np.float64)
@@ -97,19 +110,29 @@ def test_linear_is_scikit_learns_logistic_regression(strength: float) -> None:
     assert np.abs(scores - expected).max() < 5e-3
 
 
+@pytest.mark.parametrize("anchored", [False, True])
+def test_the_gradient_of_linear_is_the_slope(anchored: bool) -> None:
+    random = np.random.default_rng(0)
+    targets = np.eye(CLASSES)[random.integers(0, CLASSES, 9)]
+    cosines = SCALE * random.normal(size=targets.shape) if anchored else None
+    problem = _Problem(rows=random.normal(size=(9, 5)), cosines=cosines, targets=targets)
+    at = 0.3 * random.normal(size=problem.size)
+    assert check_grad(lambda x: problem.loss(x, 2.0)[0], lambda x: problem.loss(x, 2.0)[1], at) < 1e-5
+
+
 def test_linear_chooses_its_regularisation_on_validation() -> None:
     splits, _ = world()
-    chosen = fit_linear(*splits["train"], *splits["val"])
-    losses = {c: fit_linear(*splits["train"], *splits["val"], strengths=[c]).val_loss for c in STRENGTHS}
+    chosen = fit_linear(splits["train"], splits["val"])
+    losses = {c: fit_linear(splits["train"], splits["val"], strengths=[c]).val_loss for c in STRENGTHS}
     assert chosen.chosen == min(losses, key=losses.__getitem__)
     assert chosen.val_loss == pytest.approx(min(losses.values()), abs=1e-4)
 
 
 def test_anchored_linear_is_zero_shot_at_its_strongest() -> None:
     splits, text = world()
-    head = fit_linear(*splits["train"], *splits["val"], text, scale=SCALE, strengths=[1e-9])
+    head = fit_linear(splits["train"], splits["val"], text, scale=SCALE, strengths=[1e-9])
     assert np.allclose(head.weight, SCALE * text, atol=1e-4) and np.allclose(head.bias, 0, atol=1e-4)
-    freer = fit_linear(*splits["train"], *splits["val"], text, scale=SCALE, strengths=[100.0])
+    freer = fit_linear(splits["train"], splits["val"], text, scale=SCALE, strengths=[100.0])
     features, labels = splits["train"]
     assert loss(freer.scores(features), labels) < loss(head.scores(features), labels) - 0.1
 
@@ -152,7 +175,7 @@ def test_gda_is_its_closed_form() -> None:
 
 def test_tip_is_its_closed_form() -> None:
     splits, text = world()
-    head = fit_tip(splits["train"], splits["val"], text, SCALE)
+    head = CacheHead.fit(splits["train"], splits["val"], text, SCALE)
     row = splits["test"][0][5].astype(np.float64)
     votes = np.zeros(CLASSES)
     for key, label in zip(*splits["train"], strict=True):
@@ -174,3 +197,60 @@ def test_errors_say_what_is_wrong() -> None:
     with pytest.raises(RecipeError, match="head kind 'nothing'"):
         restore("nothing", {})
     assert fit("gda", splits["train"], splits["val"], None).val_loss < np.log(CLASSES)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MeansHead:
+    """A head that somebody adds: the mean of each class."""
+
+    kind: ClassVar[str] = "means"
+    shapes: ClassVar[Mapping[str, str]] = {"means": "CE"}
+
+    means: Array
+    val_loss: float = math.nan
+
+    @classmethod
+    def fit(cls, train, val, text, scale, seed):
+        features, labels = train
+        means = np.stack([features[labels == label].mean(0) for label in range(len(text))])
+        return validated(cls(means=SCALE * means), val)
+
+    @property
+    def width(self):
+        return self.means.shape[1]
+
+    def scores(self, features):
+        return features @ self.means.T
+
+    def state_dict(self):
+        return arrays_of(self)
+
+
+def test_a_new_head_is_a_room_and_a_line_in_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = ModuleType("a_room")
+    room.MeansHead = MeansHead  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "a_room", room)
+    monkeypatch.setitem(HEADS, "means", "a_room:MeansHead.fit")
+    splits, text = world()
+    head = fit("means", splits["train"], splits["val"], text, SCALE)
+    features, labels = splits["test"]
+    assert accuracy(head.scores(features), labels) > accuracy(features @ text.T, labels)
+    assert np.array_equal(restore("means", head.state_dict(), CLASSES).scores(features), head.scores(features))
+    with pytest.raises(ArtifactError, match="means is float32"):
+        restore("means", head.state_dict(), CLASSES + 1)
+    assert "head:means" in queryless.names()
+    monkeypatch.setattr(MeansHead, "fit", lambda *_: replace(head, val_loss=-1.0))
+    assert fit("auto", splits["train"], splits["val"], text, SCALE).kind == "means"
+
+
+def test_rooms_are_loaded_when_used_and_torch_by_one() -> None:
+    code = """
+import sys, numpy as np, engine.heads as heads
+print([name for name in sys.modules if name.startswith("engine.heads.")])
+rows = np.eye(4, dtype=np.float32), np.array([0, 0, 1, 1])
+for name in set(heads.HEADS) - {"clip-adapter", "auto"}:
+    heads.fit(name, rows, rows, rows[0][::2])
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]", "False"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine.heads import restore
-from engine.mixtures import _slope, ensemble, fit_mixture
+from engine.heads.template_mixture import _slope, ensemble, fit_mixture
 
 T, C, E, SCALE = 5, 3, 8, 10.0
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from engine.heads import fit, inputs, on_scores, restore
+from engine.heads.score_heads import Adapter, ScoreAdapterHead, log_probabilities
 from engine.protocols import Outputs
-from engine.score_heads import Adapter, fit_score_adapter, log_probabilities
 
 C = 5
 RANDOM = np.random.default_rng(0)
@@ -70,7 +70,7 @@ def test_nothing_worse_than_the_box_is_chosen():
     scores, _ = scored(40, 6)
     noise = np.random.default_rng(7).integers(0, C, 40)
     val = scored(20, 8)
-    head = fit_score_adapter((scores, noise), val, seed=1)
+    head = ScoreAdapterHead.fit((scores, noise), val, seed=1)
     own = -log_probabilities(val[0])[np.arange(20), val[1]].mean()
     assert head.val_loss <= own + 1e-6
 

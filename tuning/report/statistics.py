@@ -5,9 +5,10 @@ Knows nothing of where the numbers come from.
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -43,14 +44,15 @@ def interval(values: Sequence[float]) -> Interval:
     >>> round(found.mean, 2), round(found.low, 4), round(found.high, 4)
     (0.82, 0.7703, 0.8697)
     """
-    from scipy.stats import t
+    from scipy.stats import sem, t
 
     n, mean, ends = len(values), float(np.mean(values)), (float(min(values)), float(max(values)))
     sd = float(np.std(values, ddof=1)) if n > 1 else None
     if sd is None or n < FEWEST:
         return Interval(n, mean, sd, None, None, *ends)
-    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * sd / math.sqrt(n)
-    return Interval(n, mean, sd, mean - half, mean + half, *ends)
+    # Of equal values scipy's interval is not a number.
+    low, high = t.interval(LEVEL, n - 1, loc=mean, scale=sem(values)) if sd > 0 else (mean, mean)
+    return Interval(n, mean, sd, float(low), float(high), *ends)
 
 
 def mean_ranks(cells: Mapping[str, Mapping[Hashable, float]]) -> dict[str, float]:
@@ -78,36 +80,36 @@ def paired_tests(
     Scandinavian Journal of Statistics 6:65; p values are two-sided. Cells of one task are not independent where methods
     differ by task, so a test over few tasks speaks of these tasks alone.
 
-    Returns dicts of `better`, `worse`, `difference` (its mean), `low`, `high` (95 %), `cells`, `p`, `p_holm`.
+    Returns:
+        Dicts of `better`, `worse`, `difference` (its mean), `low`, `high` (95 %), `cells`, `p`, `p_holm`.
     """
-    from scipy.stats import t
+    from scipy.stats import ttest_rel
 
     found = []
-    names = list(cells)
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            shared = sorted(set(cells[first]) & set(cells[second]), key=repr)
-            if len({draw(cell) for cell in shared}) < FEWEST:
-                continue
-            gaps = np.array([cells[first][cell] - cells[second][cell] for cell in shared])
-            sign = 1.0 if gaps.mean() >= 0 else -1.0
-            told = interval((sign * gaps).tolist())
-            assert told.sd is not None
-            if told.sd > 0:
-                p = float(2 * t.sf(abs(told.mean) * math.sqrt(told.n) / told.sd, told.n - 1))
-            else:
-                p = 1.0 if told.mean == 0 else 0.0
-            found.append(
-                {
-                    "better": first if sign > 0 else second,
-                    "worse": second if sign > 0 else first,
-                    "difference": told.mean,
-                    "low": told.low,
-                    "high": told.high,
-                    "cells": told.n,
-                    "p": p,
-                }
-            )
+    for better, worse in combinations(cells, 2):
+        shared = sorted(set(cells[better]) & set(cells[worse]), key=repr)
+        if len({draw(cell) for cell in shared}) < FEWEST:
+            continue
+        more, less = (np.array([cells[name][cell] for cell in shared]) for name in (better, worse))
+        if (more - less).mean() < 0:
+            better, worse, more, less = worse, better, less, more
+        told = interval((more - less).tolist())
+        p = float(told.mean == 0)  # where all gaps are equal
+        if told.sd:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # gaps that are equal up to rounding
+                p = float(ttest_rel(more, less).pvalue)
+        found.append(
+            {
+                "better": better,
+                "worse": worse,
+                "difference": told.mean,
+                "low": told.low,
+                "high": told.high,
+                "cells": told.n,
+                "p": p,
+            }
+        )
     for row, corrected in zip(found, holm([row["p"] for row in found]), strict=True):
         row["p_holm"] = corrected
     return found

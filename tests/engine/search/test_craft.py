@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from engine.errors import ArtifactError, RecipeError, RefusedError
+from engine.heads.score_heads import log_probabilities
 from engine.objectives import cross_entropy
 from engine.protocols import Feedback, Outputs
-from engine.score_heads import log_probabilities
 from engine.search import make
 from engine.search_space import Space
 

@@ -9,14 +9,16 @@ Letters: T templates, C classes, E joint width, n rows. Knows nothing of words a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+from scipy.special import log_softmax
 
-from engine.objectives import cross_entropy
-from engine.protocols import Array, Outputs
+from engine.heads import Examples, arrays_of, by_val_loss, validated
+from engine.protocols import Array
 
 STEPS = 300
 LOOK_EVERY = 5
@@ -36,7 +38,7 @@ class MixtureHead:
     weights: Array
     """`(T,)` float32, on the simplex, in the order in which the templates were asked."""
     scale: float
-    val_loss: float
+    val_loss: float = math.nan
 
     @property
     def width(self) -> int:
@@ -47,17 +49,17 @@ class MixtureHead:
         return (np.float32(self.scale) * (features @ self.text.T)).astype(np.float32)
 
     def state_dict(self) -> dict[str, Array]:
-        return {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+        return arrays_of(self)
 
 
-def ensemble(text: Array, val: tuple[Array, Array], scale: float) -> MixtureHead:
+def ensemble(text: Array, val: Examples, scale: float) -> MixtureHead:
     """The mean of T templates' features `(T, C, E)`, normalised again (Radford et al. 2021, section 3.1.4)."""
     mean = text.mean(0, dtype=np.float64)
     rows = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
     return _head(rows, np.full(len(text), 1 / len(text)), val, scale)
 
 
-def fit_mixture(text: Array, train: tuple[Array, Array], val: tuple[Array, Array], scale: float) -> MixtureHead:
+def fit_mixture(text: Array, train: Examples, val: Examples, scale: float) -> MixtureHead:
     """Convex weights over T templates.
 
     >>> text = np.eye(2, dtype=np.float32)[[[0, 1], [1, 0]]]  # the second template names the classes wrongly
@@ -67,8 +69,9 @@ def fit_mixture(text: Array, train: tuple[Array, Array], val: tuple[Array, Array
 
     Args:
         text: `(T, C, E)` features, the task's own template first.
-        train, val: image features `(n, E)` and labels `(n,)`.
-        scale: what a cosine is multiplied by to make a logit.
+        train: Image features `(n, E)` and labels `(n,)`.
+        val: The same of the validation rows.
+        scale: What a cosine is multiplied by to make a logit.
     """
     T = len(text)
     features, labels = train[0].astype(np.float64), train[1]
@@ -89,22 +92,19 @@ def fit_mixture(text: Array, train: tuple[Array, Array], val: tuple[Array, Array
             rows = (weights @ flat).reshape(text.shape[1:])
             tried.append(_head(rows, weights, val, scale))
     tried.append(_head((weights @ flat).reshape(text.shape[1:]), weights, val, scale))
-    return min(tried, key=lambda head: head.val_loss)
+    return min(tried, key=by_val_loss)
 
 
 def _slope(weights: Array, flat: Array, features: Array, labels: Array, scale: float) -> tuple[float, Array]:
     """Cross-entropy at these weights and its gradient `(T,)`."""
     rows = (weights @ flat).reshape(-1, features.shape[1])
-    logits = scale * (features @ rows.T)
-    logits -= logits.max(-1, keepdims=True)
-    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    log_p = log_softmax(scale * (features @ rows.T), axis=-1)
     n = np.arange(len(labels))
     p = np.exp(log_p)
     p[n, labels] -= 1
     return -float(log_p[n, labels].mean()), flat @ (scale / len(labels) * (p.T @ features)).ravel()
 
 
-def _head(rows: Array, weights: Array, val: tuple[Array, Array], scale: float) -> MixtureHead:
-    made: dict[str, Any] = {"text": rows.astype(np.float32), "weights": weights.astype(np.float32), "scale": scale}
-    logits = MixtureHead(**made, val_loss=0.0).scores(val[0])
-    return MixtureHead(**made, val_loss=float(cross_entropy(Outputs(scores=logits[None]), val[1])[0]))
+def _head(rows: Array, weights: Array, val: Examples, scale: float) -> MixtureHead:
+    made = MixtureHead(text=rows.astype(np.float32), weights=weights.astype(np.float32), scale=scale)
+    return validated(made, val)

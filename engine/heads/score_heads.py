@@ -1,8 +1,8 @@
-"""A head on scores, for boxes that give no features: CraFT's adapter, a residual network of one hidden layer.
+"""Heads on scores, for boxes that give no features: a linear one, and CraFT's adapter.
 
-r = x + relu(x W_1 + b_1) W_2 + b_2  on log-probabilities x `(n, C)`, with W_2 = 0 at the start: the box's own answer.
-It is trained on cross-entropy plus `weight` times KL(softmax r, softmax x), which keeps it near that answer, by exact
-gradients written out in NumPy; no query is made.
+`score-linear` is the anchored linear head on log-probabilities x `(n, C)`. `score-adapter` is a residual network,
+r = x + relu(x W_1 + b_1) W_2 + b_2, with W_2 = 0 at the start: the box's own answer. It is trained on cross-entropy
+plus `weight` times KL(softmax r, softmax x), which keeps it near that answer, by exact gradients written out in NumPy.
 
 Source: Wang et al., CraFT, ICML 2024, arXiv 2402.04050 (C-256-C, Adam 1e-3). That it is residual is our reading.
 Letters: n rows, C classes, K hidden units. Knows nothing of boxes and of how a prompt is searched.
@@ -10,29 +10,30 @@ Letters: n rows, C classes, K hidden units. Knows nothing of boxes and of how a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from scipy.special import log_softmax
 
-from engine.objectives import cross_entropy
-from engine.protocols import Array, Outputs
+from engine.heads import Examples, arrays_of, by_val_loss, validated
+from engine.heads.linear import LinearHead, fit_linear
+from engine.protocols import Array
 from engine.random_streams import Purpose, rng
 from engine.search.step_rules import Adam, State
 
 HIDDEN = 256
 RATE = 1e-3
 WEIGHTS = (0.1, 1.0)
-"""Weights of the KL term that `fit_score_adapter` chooses from on validation."""
+"""Weights of the KL term that validation chooses from."""
 STEPS, LOOKS = 300, 20
 
 
 def log_probabilities(scores: Array) -> Array:
     """`(..., C)` float64 log-softmax: scores are given up to a constant a row."""
-    shifted = scores.astype(np.float64)
-    shifted -= shifted.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return log_softmax(scores.astype(np.float64), axis=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,37 @@ class ScoreAdapterHead:
     """`(C,)` float32."""
     weight: float
     """Of the KL term, chosen on validation."""
-    val_loss: float
+    val_loss: float = math.nan
+
+    @classmethod
+    def fit(
+        cls, train: Examples, val: Examples, text: None = None, scale: float = 1.0, seed: int = 1
+    ) -> ScoreAdapterHead:
+        """The adapter on fixed scores: full-batch Adam, its KL weight and stopping step chosen on validation.
+
+        Args:
+            train: Scores `(n, C)` and labels `(n,)`.
+            val: The same of the validation rows.
+            text: Not used.
+            scale: Not used.
+            seed: Of the initial weights.
+        """
+        x, labels = log_probabilities(train[0]), train[1]
+
+        def look(network: Adapter, parameters: Array) -> ScoreAdapterHead:
+            into, bias, out, offset = (part.astype(np.float32) for part in network.split(parameters))
+            return validated(cls(into=into, bias=bias, out=out, offset=offset, weight=network.weight), val)
+
+        networks = [Adapter(classes=x.shape[1], weight=weight) for weight in WEIGHTS]
+        best = look(networks[0], networks[0].begin(seed))
+        for network in networks:
+            parameters = network.begin(seed)
+            memory = network.memory(parameters)
+            for step in range(1, STEPS + 1):
+                parameters, memory = network.step(parameters, memory, x, labels)
+                if step % (STEPS // LOOKS) == 0:
+                    best = min(best, look(network, parameters), key=by_val_loss)
+        return best
 
     @property
     def width(self) -> int:
@@ -117,31 +148,21 @@ class ScoreAdapterHead:
         return (x + np.maximum(x @ self.into + self.bias, 0) @ self.out + self.offset).astype(np.float32)
 
     def state_dict(self) -> dict[str, Array]:
-        return {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+        return arrays_of(self)
 
 
-def fit_score_adapter(train: tuple[Array, Array], val: tuple[Array, Array], seed: int) -> ScoreAdapterHead:
-    """The adapter on fixed scores: full-batch Adam, its KL weight and stopping step chosen on validation.
+def fit_score_linear(
+    train: Examples, val: Examples, text: None = None, scale: float = 1.0, seed: int = 1
+) -> LinearHead:
+    """The zero-shot-anchored linear head: log-probabilities are its features and their own anchor.
 
     Args:
-        train, val: scores `(n, C)` and labels `(n,)`.
-        seed: of the initial weights.
+        train: Scores `(n, C)` and labels `(n,)`.
+        val: The same of the validation rows.
+        text: Not used.
+        scale: Not used.
+        seed: Not used.
     """
-    x, labels = log_probabilities(train[0]), train[1]
-
-    def look(network: Adapter, parameters: Array) -> ScoreAdapterHead:
-        into, bias, out, offset = (part.astype(np.float32) for part in network.split(parameters))
-        tried = ScoreAdapterHead(into=into, bias=bias, out=out, offset=offset, weight=network.weight, val_loss=0.0)
-        value = float(cross_entropy(Outputs(scores=tried.scores(val[0])[None]), val[1])[0])
-        return ScoreAdapterHead(into=into, bias=bias, out=out, offset=offset, weight=network.weight, val_loss=value)
-
-    networks = [Adapter(classes=x.shape[1], weight=weight) for weight in WEIGHTS]
-    best = look(networks[0], networks[0].begin(seed))
-    for network in networks:
-        parameters = network.begin(seed)
-        memory = network.memory(parameters)
-        for step in range(1, STEPS + 1):
-            parameters, memory = network.step(parameters, memory, x, labels)
-            if step % (STEPS // LOOKS) == 0:
-                best = min(best, look(network, parameters), key=lambda head: head.val_loss)
-    return best
+    # As they are given to `scores`: `inputs` makes log-probabilities, which do not depend on a row's constant.
+    own, other = ((log_probabilities(scores).astype(np.float32), labels) for scores, labels in (train, val))
+    return fit_linear(own, other, np.eye(own[0].shape[1], dtype=np.float32), 1.0)

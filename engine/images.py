@@ -1,11 +1,10 @@
-"""Bytes and files -> RGB arrays -> pixels in [0, 1]: the one preprocessing that tuning and serving share.
+"""Bytes and files -> RGB arrays, for tuning and serving alike; and the sources of a task's images.
 
 Images are decoded one at a time and shrunk at once, so that full-size ones never lie in memory together. They are
 decoded at full size: JPEG's draft mode, which decodes at 1/2 to 1/8, is faster but not open_clip's preprocessing
 (docs/boxes.md has the numbers).
 
-Letters in shapes: n images, H image side in pixels, h and w the sides of an image as it came.
-Knows nothing of models, tasks or of what the pixels are used for.
+Letters in shapes: h and w the sides of an image as it came. How a model wants them is in preprocessing.py.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from engine.errors import RecipeError, TaskError
+from engine.errors import TaskError
 from engine.phases import advance, phase
 from engine.protocols import Array, ImageSource, Subset
 
@@ -30,9 +29,6 @@ MAX_BYTES = 64 * 2**20
 """An encoded image above this is refused unread."""
 MAX_PIXELS = 64 * 10**6
 """An image whose header promises more is refused before it is decoded."""
-
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_RESIZES = ("shortest", "squash", "longest")
 
 
 def read_image(path: str | Path) -> Array:
@@ -334,92 +330,3 @@ def _origin(source: ImageSource, rows: Sequence[int]) -> tuple[ImageSource, Sequ
         rows = [source.rows[row] for row in rows]
         source = source.source
     return source, rows
-
-
-def _upright(image: Array | Encoded) -> Image.Image:
-    """An image for Pillow to resize."""
-    if isinstance(image, Encoded):
-        return image.image()
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise TaskError(f"an image of {image.dtype} {image.shape}: uint8 (h, w, 3) is wanted; decode it first")
-    return Image.fromarray(np.ascontiguousarray(image))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Preprocess:
-    """How a model wants its images: part of a box's identity.
-
-    Agrees to the bit, before normalisation, with open_clip's `image_transform(..., is_train=False)` of an RGB image.
-    """
-
-    size: int
-    """H: side of the square that the model sees, in pixels."""
-    mean: tuple[float, float, float]
-    """Of each channel in [0, 1]; subtracted by whoever encodes, after a frame was added."""
-    std: tuple[float, float, float]
-    """Of each channel; divided by."""
-    interpolation: str = "bicubic"
-    """bicubic or bilinear, antialiased."""
-    resize: str = "shortest"
-    """shortest: shortest side to H, centre cropped; longest: longest side to H, padded; squash: both sides to H."""
-    fill: int = 0
-    """Grey level of the padding, 0 to 255."""
-
-    def __post_init__(self) -> None:
-        if self.interpolation not in _FILTERS:
-            raise RecipeError(f"interpolation {self.interpolation!r}: it is one of {', '.join(_FILTERS)}")
-        if self.resize not in _RESIZES:
-            raise RecipeError(f"resize {self.resize!r}: it is one of {', '.join(_RESIZES)}")
-        if self.size < 1 or len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise RecipeError(f"{self}: it needs a size of 1 or more, three means and three positive deviations")
-
-    def pixels(self, images: Iterable[Array | Encoded]) -> Array:
-        """Decode where needed, resize and crop, one image after the other. Not normalised.
-
-        Args:
-            images: n encoded images, or arrays `(h, w, 3)` uint8 RGB, of any size.
-
-        Returns:
-            `(n, 3, H, H)` float32 in [0, 1].
-
-        Raises:
-            TaskError: An image cannot be decoded, or an array is of another type or shape.
-        """
-        rows = [np.asarray(self._fit(_upright(image)), np.float32).transpose(2, 0, 1) for image in images]
-        return np.stack(rows) / np.float32(255) if rows else np.empty((0, 3, self.size, self.size), np.float32)
-
-    def _fit(self, image: Image.Image) -> Image.Image:
-        """Resize and centre crop to H x H, with torchvision's and open_clip's rounding."""
-        side, (width, height) = self.size, image.size
-        if self.resize == "squash":
-            width, height = side, side
-        elif self.resize == "longest":
-            ratio = max(height / side, width / side)
-            width, height = round(width / ratio), round(height / ratio)
-        elif width <= height:  # the other side is cut down, not rounded
-            width, height = side, int(side * height / width)
-        else:
-            width, height = int(side * width / height), side
-        if image.size != (width, height):
-            image = image.resize((max(width, 1), max(height, 1)), _FILTERS[self.interpolation])
-        if image.size == (side, side):
-            return image
-        if min(image.size) < side:
-            square = Image.new("RGB", (max(image.width, side), max(image.height, side)), (self.fill,) * 3)
-            square.paste(image, ((square.width - image.width) // 2, (square.height - image.height) // 2))
-            image = square
-        left, top = int(round((image.width - side) / 2.0)), int(round((image.height - side) / 2.0))
-        return image.crop((left, top, left + side, top + side))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` takes them back."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Preprocess:
-        """The inverse of `as_dict`. Raises RecipeError for a key that is missing or unknown."""
-        try:
-            mean, std = (tuple(float(v) for v in values[key]) for key in ("mean", "std"))
-            return cls(**(values | {"mean": mean, "std": std}))
-        except (KeyError, TypeError) as error:
-            raise RecipeError(f"preprocessing {values}: {error}; its keys are {list(cls.__slots__)}") from None

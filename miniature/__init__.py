@@ -31,7 +31,7 @@ def open_box(
     from engine.boxes import refuse_unknown
     from engine.boxes.clip.box import OPTIONS, ClipBox, settings_of
     from engine.errors import UnknownWordsError
-    from engine.images import Preprocess
+    from engine.preprocessing import Preprocess
     from miniature import models
 
     refuse_unknown(uri, options, OPTIONS)

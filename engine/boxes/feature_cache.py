@@ -139,11 +139,11 @@ def environment() -> dict[str, Any]:
     import PIL
     import torch
 
-    from engine import images
+    from engine import images, preprocessing
     from engine.boxes.clip import box, image_tower, transformer_blocks
 
     code = hashlib.sha256()
-    for module in (box, image_tower, transformer_blocks, images):
+    for module in (box, image_tower, transformer_blocks, images, preprocessing):
         code.update(Path(str(module.__file__)).read_bytes())
     return {
         "torch": torch.__version__,

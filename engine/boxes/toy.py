@@ -19,7 +19,8 @@ import numpy as np
 
 from engine.boxes import keep_only, refuse_unknown
 from engine.errors import RecipeError, RefusedError
-from engine.images import Preprocess, one_by_one
+from engine.images import one_by_one
+from engine.preprocessing import Preprocess
 from engine.protocols import GIVES, Array, BoxSpec, ImageSource, Outputs, Prompts, Split, Task, TextSpec, Work
 from engine.random_streams import Purpose, rng
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from engine import images
 from engine.errors import KeyholeError, RecipeError, TaskError
-from engine.images import Files, Preprocess, check_images, decode, digest, read_image
+from engine.images import Files, check_images, decode, digest, read_image
+from engine.preprocessing import Preprocess
 from engine.protocols import Subset
 
 SIZES = [(40, 30), (30, 40), (32, 32), (20, 20), (101, 37), (37, 230), (64, 64), (1, 1), (1, 50)]

@@ -24,7 +24,8 @@ from engine.boxes.clip.text_tower import TextTower
 from engine.boxes.clip.tokenized_prompts import spelled
 from engine.boxes.feature_cache import FeatureCache, cache_folder
 from engine.errors import RecipeError, RefusedError, TaskError
-from engine.images import Encoded, Preprocess, digest, one_by_one
+from engine.images import Encoded, digest, one_by_one
+from engine.preprocessing import Preprocess
 from engine.protocols import GIVES, Array, BoxSpec, ImageSource, Outputs, Prompts, TextSpec, Work
 
 OPTIONS = ("precision", "clip", "cache")

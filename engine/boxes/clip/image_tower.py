@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from engine.boxes.clip.transformer_blocks import Layers, prepare_layers
-from engine.images import Preprocess
+from engine.preprocessing import Preprocess
 
 logger = logging.getLogger(__name__)
 

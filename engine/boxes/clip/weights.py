@@ -22,7 +22,7 @@ from open_clip.factory import load_checkpoint
 from torch import Tensor, nn
 
 from engine.errors import BoxError, RecipeError, extra
-from engine.images import Preprocess
+from engine.preprocessing import Preprocess
 
 ACTIVATIONS = ("quickgelu", "gelu")
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")

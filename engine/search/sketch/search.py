@@ -34,22 +34,17 @@ import numpy as np
 
 from engine.checkpoint import Like, arrays_like, number, whole_number
 from engine.errors import ArtifactError, RecipeError, RefusedError
-from engine.protocols import Array, Feedback, Needs, Outputs
+from engine.protocols import Array, Feedback, Needs
 from engine.random_streams import Purpose, rng
-from engine.search.sketch.solver import Paid, mean_loss, solve
-from engine.search.sketch.tables import Features, Scores, Table
+from engine.search.sketch.solver import Paid, mean_loss, solve, span
+from engine.search.sketch.tables import Features, Parts, Scores, Table, across, parts_of
 from engine.search_space import Space
 from engine.settings import Count, Positive, Range, Steps, Weight, check
-
-Parts = dict[str, Array]
-"""A table, or a stack of them, by what it holds: `scores`, or `text` and `image` features."""
 
 REMEMBERED = 2**30
 """Bytes of secants held at most, whatever `memory` says."""
 FLOOR = 1e-3
 """Noise variance of a secant taken right here, in units of the prior's."""
-FACING = 0.2
-"""Least cosine to the current feature at which the central projection of another is trusted."""
 SHORT = 1e-9
 """Length under which a part has not moved."""
 
@@ -155,7 +150,7 @@ class SketchSearch:
         known = len(self._known())
         self._spent += len(thetas)
         self._step += 1
-        tables, self._fixed = _parts(feedback.outputs, len(thetas), self._moves)
+        tables, self._fixed = parts_of(feedback.outputs, len(thetas), self._moves)
         moved = [part.shape[1] for name, part in tables.items() if name != "image"]
         if self._parts > 1 and ("image" in tables or moved != [self._parts]):
             raise RefusedError(
@@ -229,7 +224,7 @@ class SketchSearch:
         fresh, old = keep[keep < len(moved)], keep[keep >= len(moved)] - len(moved)
         for name, part in tables.items():
             base = self._table[name]
-            columns = [(_across(base, part[use][i], name) / length[i][:, None]).astype(np.float32) for i in fresh]
+            columns = [(across(base, part[use][i], name) / length[i][:, None]).astype(np.float32) for i in fresh]
             known = [self._Y[name][old]] if name in self._Y else []
             self._Y[name] = np.concatenate([np.stack(columns), *known]) if columns else known[0]
 
@@ -267,7 +262,7 @@ class SketchSearch:
     def _solve(self) -> None:
         """The candidates of the next round: the best steps on the modelled table, for several dampings."""
         method = self._method
-        basis = _span(self._U.mean(1))
+        basis = span(self._U.mean(1))
         # Of every part: the Jacobian along the basis as a mix of Y, and what a step along it pays.
         U = self._U.transpose(1, 0, 2)
         S = np.matmul(U, U.transpose(0, 2, 1))
@@ -400,35 +395,3 @@ def _read_only(array: Array) -> Array:
     view = array.view()
     view.flags.writeable = False
     return view
-
-
-def _parts(outputs: Outputs, count: int, moves: frozenset[str]) -> tuple[Parts, Parts]:
-    """What moves with the candidate, `(P, ...)`, and what does not. Scores move with everything."""
-    if outputs.scores is not None:
-        # Classes first, as text features have them; copied, since bits depend on the order in memory.
-        return {"scores": np.ascontiguousarray(outputs.scores.transpose(0, 2, 1))}, {}
-    if outputs.text is None or outputs.image is None:
-        raise RefusedError("sketch needs scores or features; this box gives neither")
-    given = {"text": outputs.text, "image": outputs.image}
-    moving = {name: part for name, part in given.items() if name in moves}
-    for name, part in moving.items():
-        if len(part) != count:
-            raise RefusedError(f"{name} features move by the prompt's space; {len(part)} came for {count} candidates")
-    return moving, {name: part[0] for name, part in given.items() if name not in moves}
-
-
-def _span(rows: Array) -> Array:
-    """`(K, d)` orthonormal rows of the same span."""
-    values, vectors = np.linalg.eigh(rows @ rows.T)
-    live = values > 1e-10 * values[-1]
-    return (vectors[:, live] / np.sqrt(values[live])).T @ rows
-
-
-def _across(base: Array, table: Array, name: str) -> Array:
-    """The move from one table to another, float64. Features are projected centrally onto the plane that touches the
-    sphere at the base: N(base + move) is the other table again, and there is no part along the base."""
-    base = base.astype(np.float64)
-    if name == "scores":
-        return table - base
-    along = np.einsum("re,re->r", table, base)[:, None]
-    return table / np.maximum(along, FACING) - base

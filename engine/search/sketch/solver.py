@@ -90,3 +90,10 @@ def _softmax(logits: Array) -> tuple[Array, Array]:
     total = shares.sum(-1, keepdims=True)
     shares /= total
     return shares, (top + np.log(total))[:, 0]
+
+
+def span(rows: Array) -> Array:
+    """`(K, d)` orthonormal rows of the same span."""
+    values, vectors = np.linalg.eigh(rows @ rows.T)
+    live = values > 1e-10 * values[-1]
+    return (vectors[:, live] / np.sqrt(values[live])).T @ rows

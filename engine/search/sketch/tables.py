@@ -12,8 +12,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.protocols import Array
+from engine.errors import RefusedError
+from engine.protocols import Array, Outputs
 
+Parts = dict[str, Array]
+"""A table, or a stack of them, by what it holds: `scores`, or `text` and `image` features."""
+FACING = 0.2
+"""Least cosine to the current feature at which the central projection of another is trusted."""
 BLOCK = 2**20
 """Most entries of the logits `(R, C)`, or of the image moves `(n, R, E)`, that are held at once: 8 MB."""
 
@@ -187,3 +192,32 @@ def blocks(count: int, entries: int) -> Iterator[slice]:
     size = max(1, BLOCK // max(1, entries))
     for first in range(0, count, size):
         yield slice(first, min(first + size, count))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From answers to what moves
+
+
+def parts_of(outputs: Outputs, count: int, moves: frozenset[str]) -> tuple[Parts, Parts]:
+    """What moves with the candidate, `(P, ...)`, and what does not. Scores move with everything."""
+    if outputs.scores is not None:
+        # Classes first, as text features have them; copied, since bits depend on the order in memory.
+        return {"scores": np.ascontiguousarray(outputs.scores.transpose(0, 2, 1))}, {}
+    if outputs.text is None or outputs.image is None:
+        raise RefusedError("sketch needs scores or features; this box gives neither")
+    given = {"text": outputs.text, "image": outputs.image}
+    moving = {name: part for name, part in given.items() if name in moves}
+    for name, part in moving.items():
+        if len(part) != count:
+            raise RefusedError(f"{name} features move by the prompt's space; {len(part)} came for {count} candidates")
+    return moving, {name: part[0] for name, part in given.items() if name not in moves}
+
+
+def across(base: Array, table: Array, name: str) -> Array:
+    """The move from one table to another, float64. Features are projected centrally onto the plane that touches the
+    sphere at the base: N(base + move) is the other table again, and there is no part along the base."""
+    base = base.astype(np.float64)
+    if name == "scores":
+        return table - base
+    along = np.einsum("re,re->r", table, base)[:, None]
+    return table / np.maximum(along, FACING) - base

@@ -15,7 +15,8 @@ from engine.boxes import feature_cache as cache_module
 from engine.boxes.clip import box as clip
 from engine.boxes.clip.box import ClipBox
 from engine.boxes.feature_cache import FeatureCache, cache_bytes, cache_folder
-from engine.images import Encoded, Files, Preprocess
+from engine.images import Encoded, Files
+from engine.preprocessing import Preprocess
 from engine.protocols import Subset, Work
 
 VISION = {"image_size": 32, "patch_size": 8, "layers": 2, "width": 64, "head_width": 32}

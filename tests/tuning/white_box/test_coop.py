@@ -63,7 +63,7 @@ def box(task: Task):
     import torch
 
     from engine.boxes.clip.box import ClipBox
-    from engine.images import Preprocess
+    from engine.preprocessing import Preprocess
 
     torch.manual_seed(0)
     model = open_clip.CLIP(

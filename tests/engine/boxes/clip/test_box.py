@@ -10,7 +10,8 @@ from engine.boxes.clip.box import ClipBox, settings_of
 from engine.boxes.clip.precision import computing
 from engine.boxes.toy import ToyImages
 from engine.errors import RecipeError, TaskError
-from engine.images import Files, Preprocess
+from engine.images import Files
+from engine.preprocessing import Preprocess
 from engine.prompts import make_prompt
 from engine.protocols import GIVES, BlackBox, Prompts, Work
 

@@ -8,7 +8,7 @@ import torch
 
 from engine.boxes.clip import image_tower
 from engine.boxes.clip.image_tower import ImageTower
-from engine.images import Preprocess
+from engine.preprocessing import Preprocess
 
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 VIT = {"image_size": 32, "patch_size": 8, "layers": 3, "width": 64, "head_width": 32}

@@ -11,13 +11,13 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
 
 from engine.errors import KeyholeError, RecipeError
+from engine.evaluators.problem import installed_version
 from engine.protocols import Array, BlackBox, Outputs
 
 PACKAGES = (
@@ -62,10 +62,7 @@ def examine(box_uri: str | None = None) -> dict[str, Any]:
 
 
 def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"
+    return installed_version(package) or "missing"
 
 
 def _weights() -> dict[str, str]:

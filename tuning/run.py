@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 from engine import search
 from engine.artifact import Artifact
 from engine.errors import ArtifactError, BudgetError, RefusedError
-from engine.evaluators.problem import ProblemSpec
+from engine.evaluators.problem import ProblemSpec, installed_version
 from engine.evaluators.ray_pool import RayPool
 from engine.evaluators.serial import Serial
 from engine.ledger import Ledger
@@ -28,7 +27,7 @@ from engine.session import Session
 from engine.threads import limited_steps
 from engine.tuning_loop import Look, Step, steps
 from tuning import budget, queryless
-from tuning.data.load_task import load_task, located
+from tuning.data.load_task import load_task
 from tuning.origin import origin_of, settings_of
 from tuning.outcome import PLAIN, Outcome, check_head, of_head, of_prompt, of_templates, train_loss
 from tuning.recipe import Recipe
@@ -40,10 +39,7 @@ log = logging.getLogger(__name__)
 
 def release() -> str:
     """The installed version of Keyhole."""
-    try:
-        return version("keyhole")
-    except PackageNotFoundError:
-        return "source"
+    return installed_version("keyhole") or "source"
 
 
 def task_of(recipe: Recipe) -> Task:
@@ -312,8 +308,7 @@ class Tuning:
             "box": recipe.box,
             "identity": spec.identity,
             "provenance": {**result["fingerprint"], "path": spec.path},
-            "task": {"uri": located(recipe.task), "shots": recipe.shots, "half": recipe.half,
-                     "seed": recipe.seed if recipe.data_seed is None else recipe.data_seed},
+            "task": {"uri": recipe.task, "shots": recipe.shots, "half": recipe.half, "seed": recipe.data_seed},
             "classes": list(self.task.classes),
             "template": self.task.template,
             "parametrization": None if self.queryless else asdict(prompt_of(recipe, self.method)),

@@ -206,12 +206,13 @@ class Problem:
             "device": self.spec.device,
             "cpu": cpu_model(),
             "numpy": np.__version__,
-            "torch": _installed("torch"),
+            "torch": installed_version("torch"),
             "canary": self._canary[:16],
         }
 
 
-def _installed(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of an installed package; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

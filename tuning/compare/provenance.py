@@ -13,12 +13,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from engine.artifact import write_text
-from engine.evaluators.problem import cpu_model
+from engine.evaluators.problem import cpu_model, installed_version
 from tuning.run import release
 
 RAN = "ran.json"
@@ -67,7 +66,7 @@ def _here(out: Path) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _installed(name))},
+        "packages": {name: found for name in PACKAGES if (found := installed_version(name))},
     }
 
 
@@ -84,11 +83,4 @@ def commit() -> str | None:
         git("ls-files", "--error-unmatch", here.name)  # installed code may lie inside somebody else's checkout
         return git("rev-parse", "HEAD") + " with changes" * bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
         return None

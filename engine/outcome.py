@@ -101,7 +101,7 @@ def with_mixture(thetas: Array, theta: Array, session: Session, *, plain: bool =
 
 
 @phase("reading the test split")
-def test_accuracies(outcome: Outcome, session: Session) -> tuple[float, float]:
+def accuracies_on_test(outcome: Outcome, session: Session) -> tuple[float, float]:
     """Accuracy of the bare template and of what is kept, fractions of 1: the test split is read once for each."""
     count = session.size("test")
     zero_shot = int(session.zero_shot().correct[0]) / count

@@ -18,7 +18,7 @@ from engine.errors import ArtifactError, BudgetError, RefusedError
 from engine.evaluators.problem import ProblemSpec
 from engine.evaluators.ray_pool import RayPool
 from engine.evaluators.serial import Serial
-from engine.outcome import artifact_of, check_head, release, test_accuracies
+from engine.outcome import artifact_of, check_head, release, accuracies_on_test
 from engine.protocols import Array, BoxSpec, Evaluator, Method, Task
 from engine.session import RunSettings, Session
 from engine.threads import limited_steps
@@ -166,14 +166,16 @@ class Tuning:
             if recipe.start is not None:
                 session.settings = replace(session.settings, origin=self._origin_of(session))
         self._settle(session.spec)
-        seconds = None if state is None else float(state["seconds"])
+        seconds = None
         for step in method.run(session, state):
             seconds = step.seconds
             self._folder.note(step)
             if self._folder.due or step.last:  # the last before the final reads, so that a resumed run makes them once
                 self._folder.checkpoint()
             yield step
-        self._finish(session, time.monotonic() - started if seconds is None else seconds)
+        if seconds is None:  # it has no rounds, or all of them were run before it was interrupted
+            seconds = time.monotonic() - started if state is None else float(state["seconds"])
+        self._finish(session, seconds)
 
     def _settle(self, spec: BoxSpec | None) -> None:
         """Fill in what the recipe leaves open, as far as it is known, and write it."""
@@ -220,7 +222,7 @@ class Tuning:
         """The test split is read; artifact and result are written."""
         recipe, method, outcome = self.recipe, self.method, session.outcome
         assert outcome is not None
-        zero_shot, accuracy = test_accuracies(outcome, session)
+        zero_shot, accuracy = accuracies_on_test(outcome, session)
         searched = isinstance(method, SearchMethod)
         prompt = prompt_of(recipe, method)
         artifact = artifact_of(

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from engine import heads
-from engine.errors import BudgetError
-from engine.outcome import Outcome, check_head, with_head, with_mixture
+from engine.errors import BudgetError, RecipeError, nearest
+from engine.outcome import Outcome, with_head, with_mixture
 from engine.prompts.template_list import TEMPLATES
 from engine.protocols import GIVES, Array, Needs, Prefers
 from engine.session import Session
@@ -86,7 +86,11 @@ class HeadAlone(Once):
     name: str
 
     def __post_init__(self) -> None:
-        check_head(self.name)
+        if self.name not in heads.HEADS:
+            raise RecipeError(
+                f"unknown method 'head:{self.name}'{nearest(f'head:{self.name}', [f'head:{n}' for n in heads.HEADS])}; "
+                f"heads are {', '.join(heads.HEADS)}"
+            )
 
     @property
     def needs(self) -> Needs:

@@ -18,7 +18,7 @@ from engine.errors import ArtifactError, BudgetError, RefusedError
 from engine.evaluators.problem import ProblemSpec
 from engine.evaluators.ray_pool import RayPool
 from engine.evaluators.serial import Serial
-from engine.outcome import artifact_of, check_head, release, accuracies_on_test
+from engine.outcome import accuracies_on_test, artifact_of, check_head, release
 from engine.protocols import Array, BoxSpec, Evaluator, Method, Task
 from engine.session import RunSettings, Session
 from engine.threads import limited_steps

@@ -5,8 +5,9 @@ Knows nothing of what is behind a scheme, except whether it computes with torch 
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pkgutil import resolve_name
 
 import numpy as np
 from scipy.special import log_softmax
@@ -24,7 +25,7 @@ SCHEMES: dict[str, str] = {
     "mini": "miniature:open_box",
     "toy": "engine.boxes.toy:open_box",
 }
-"""scheme -> `module:function`, called as `f(rest, *, uri, classes, template, gives, device, options)`."""
+"""scheme -> `module:function`, called with a `BoxRequest`, returns a `BlackBox`."""
 
 FORMS: dict[str, str] = {
     "mini:NAME": "a toy model that comes with Keyhole",
@@ -40,6 +41,36 @@ WITHOUT_TORCH = frozenset({"toy"})
 
 _RICHEST_FIRST = ("features", "scores", "topk", "labels")
 _TOP = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoxRequest:
+    """What a scheme's opener receives: the URI in parts, the task's words, and the device."""
+
+    uri: str
+    """As the user wrote it, for messages and for `BoxSpec.uri`."""
+    rest: str = ""
+    """What stands between the scheme and the options."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """The scheme's own options; those that every box knows have been taken out."""
+    classes: tuple[str, ...]
+    """C class names."""
+    template: str
+    """A sentence with one `{}` for the class name."""
+    gives: frozenset[str] | None = None
+    """What the box may give; None: all that it can."""
+    device: str = "cpu"
+    """Where a local model computes, in torch's words."""
+
+    def allow(self, *known: str) -> None:
+        """Raises RecipeError where the options have a name that is not among `known`."""
+        allowed = [*known, "gives", *OPTIONS]
+        for name in self.options:
+            if name not in known:
+                raise RecipeError(
+                    f"box {self.uri!r}: no option {name!r}{nearest(name, allowed)}; "
+                    f"its options are {', '.join(allowed)}"
+                )
 
 
 def parse_uri(uri: str) -> tuple[str, str, dict[str, str]]:
@@ -80,24 +111,23 @@ def open_box(
         raise RecipeError(
             f"box {uri!r}: no scheme {scheme!r}{nearest(scheme, SCHEMES)}; it is one of {', '.join(SCHEMES)}"
         )
-    classes = tuple(classes)
     if not classes or len(set(classes)) != len(classes) or not all(name.strip() for name in classes):
         raise TaskError(f"classes {list(classes)[:8]}: at least one, none empty, all different; rename them")
     if template.count("{}") != 1:
         raise TaskError(f"template {template!r}: it needs exactly one {{}} for the class name")
     gives = _narrowed(uri, options.pop("gives", None))
     wrong = take_options(uri, options)
-    module, _, function = SCHEMES[scheme].partition(":")
     if scheme not in WITHOUT_TORCH:
         import torch
 
         # cuDNN's default is TF32, whose error is larger than what a probe changes.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     _check_device(device, torch=scheme not in WITHOUT_TORCH)
-    opener = getattr(importlib.import_module(module), function)
+    opener = resolve_name(SCHEMES[scheme])
+    request = BoxRequest(uri=uri, rest=rest, options=options, classes=tuple(classes), template=template, device=device)
 
     def opened(gives: frozenset[str] | None) -> BlackBox:
-        return opener(rest, uri=uri, classes=classes, template=template, gives=gives, device=device, options=options)
+        return opener(replace(request, gives=gives))
 
     with limited(threads):
         return opened(gives) if wrong is None else open_imperfect(uri, wrong, gives, opened)
@@ -124,16 +154,6 @@ def _narrowed(uri: str, value: str | None) -> frozenset[str] | None:
         if kind not in GIVES:
             raise RecipeError(f"box {uri!r}: gives={kind}{nearest(kind, GIVES)}; a box gives {', '.join(GIVES)}")
     return frozenset(kinds)
-
-
-def refuse_unknown(uri: str, options: Mapping[str, str], known: Collection[str]) -> None:
-    """For openers: raise RecipeError where `options` has one that this scheme does not know."""
-    all_known = [*known, "gives", *OPTIONS]
-    for name in options:
-        if name not in known:
-            raise RecipeError(
-                f"box {uri!r}: no option {name!r}{nearest(name, all_known)}; its options are {', '.join(all_known)}"
-            )
 
 
 def keep_only(features: Outputs, gives: frozenset[str]) -> Outputs:

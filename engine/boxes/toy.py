@@ -11,13 +11,13 @@ Knows nothing of torch or of any real model.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from engine.boxes import keep_only, refuse_unknown
+from engine.boxes import BoxRequest, keep_only
 from engine.errors import RecipeError, RefusedError
 from engine.images import one_by_one
 from engine.preprocessing import Preprocess
@@ -194,21 +194,12 @@ def toy_task(*, seed: int = 1, train: int = 16, val: int = 4, test: int = 100) -
     return Task(uri="toy:", classes=CLASSES, template=TEMPLATE, train=splits[0], val=splits[1], test=splits[2])
 
 
-def open_box(
-    rest: str,
-    *,
-    uri: str,
-    classes: tuple[str, ...],
-    template: str,
-    gives: frozenset[str] | None,
-    device: str,
-    options: Mapping[str, str],
-) -> ToyBox:
-    """`toy:`. It computes on the CPU whatever `device` says."""
-    if rest:
-        raise RecipeError(f"box {uri!r}: there is one toy box, named toy:")
-    refuse_unknown(uri, options, ())
-    return ToyBox(uri=uri, classes=classes, template=template, gives=gives)
+def open_box(request: BoxRequest) -> ToyBox:
+    """Open `toy:`, which computes on the CPU whatever the device. Raises RecipeError for a name or an option."""
+    if request.rest:
+        raise RecipeError(f"box {request.uri!r}: there is one toy box, named toy:")
+    request.allow()
+    return ToyBox(uri=request.uri, classes=request.classes, template=request.template, gives=request.gives)
 
 
 def _code(name: str) -> Array:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine import phases
-from engine.boxes import keep_only
+from engine.boxes import BoxRequest, keep_only
 from engine.boxes.clip.image_tower import ImageTower
 from engine.boxes.clip.precision import computing, precision_of
 from engine.boxes.clip.text_tower import TextTower
@@ -29,28 +29,18 @@ from engine.preprocessing import Preprocess
 from engine.protocols import GIVES, Array, BoxSpec, ImageSource, Outputs, Prompts, TextSpec, Work
 
 OPTIONS = ("precision", "clip", "cache")
-"""Options of a URI that every box of this kind knows; `settings_of` reads them."""
+"""Options of a URI that every `ClipBox` knows:
+
+precision: One of `precision.PRECISIONS`.
+clip: `on` clamps the sum of an image and a pixel frame to [0, 1], as an API that takes 8-bit images does; off.
+cache: `off` keeps no image features on disk (feature_cache.py), whatever KEYHOLE_CACHE says; on.
+"""
 KEPT_BYTES = 512 * 2**20
 """Projected images of one split are kept up to here, and made anew for each answer beyond."""
 _READ = 64
 """Images staged at a time, about: so many lie in memory together, at the size that the model sees."""
 
 logger = logging.getLogger(__name__)
-
-
-def settings_of(uri: str, options: Mapping[str, str], device: str) -> dict[str, Any]:
-    """Keywords of `ClipBox` from the options that every such box knows: precision, clip=on, cache=off.
-
-    Raises:
-        RecipeError: An option's value is unknown or has no effect here.
-    """
-    switches = {}
-    for name, default in (("clip", "off"), ("cache", "on")):
-        value = options.get(name, default)
-        if value not in ("on", "off"):
-            raise RecipeError(f"box {uri!r}: {name}={value}; it is on or off")
-        switches[name] = value == "on"
-    return {"precision": precision_of(uri, options, device), **switches}
 
 
 class StagedImages:
@@ -91,16 +81,13 @@ class ClipBox:
         model: The frozen model: evaluation mode, float32.
         tokenizer: open_clip's for this model.
         preprocess: How it wants its images.
-        uri: What the box is called.
-        classes: C class names.
-        template: A sentence with one `{}`.
-        gives: What it may give back; None: all that a CLIP can, features the richest.
-        device: Where to compute, in torch's words.
+        request: The task's words, the device and the `OPTIONS`. With `gives` None, features are the richest kind.
         identity: What else must agree for an artifact to mean the same: weights hash, model, activation.
         vocabulary: Token ids that the model was trained on, where known; None: all. The tokenizer must decode them.
-        precision: One of `precision.PRECISIONS`.
-        clip: Clip the sum of an image and a pixel frame to [0, 1], as an API that takes 8-bit images does.
-        cache: Keep image features on disk (cache.py), where KEYHOLE_CACHE does not forbid it.
+
+    Raises:
+        RecipeError: An option's value is unknown or has no effect here.
+        TaskError: The classes or the template do not fit the model.
     """
 
     def __init__(
@@ -108,20 +95,14 @@ class ClipBox:
         model: Any,
         tokenizer: Callable[..., Tensor],
         preprocess: Preprocess,
+        request: BoxRequest,
         *,
-        uri: str,
-        classes: Sequence[str],
-        template: str,
-        gives: frozenset[str] | None = None,
-        device: str = "cpu",
         identity: dict[str, Any],
         vocabulary: frozenset[int] | None = None,
-        precision: str = "fp32",
-        clip: bool = False,
-        cache: bool = True,
     ) -> None:
-        self._device = torch.device(device)
-        self._precision = precision
+        self._device = torch.device(request.device)
+        self._precision = precision = precision_of(request)
+        clip, self._cached = _switch(request, "clip", "off"), _switch(request, "cache", "on")
         self.model = model.eval().requires_grad_(False).to(self._device)
         self.preprocess = preprocess
         # Ways are chosen in fp32, so that a canary sees mistakes and not the precision. Autocast does not reach into
@@ -129,7 +110,12 @@ class ClipBox:
         short = precision == "bf16"
         self.image_tower = ImageTower(self.model, preprocess, clip=clip, prepack=not short)
         self.text_tower = TextTower(
-            self.model, tokenizer, tuple(classes), template, vocabulary=vocabulary, path="batched" if short else "auto"
+            self.model,
+            tokenizer,
+            request.classes,
+            request.template,
+            vocabulary=vocabulary,
+            path="batched" if short else "auto",
         )
         self._scale = float(self.model.logit_scale.detach().exp())
         # A bias (SigLIP) is the same for all classes of a row: softmax and argmax do not see it.
@@ -137,11 +123,11 @@ class ClipBox:
         self._total = Work(sequences=self.text_tower.sequences, image_encodes=self.image_tower.encodes)
         text = self._text_spec(vocabulary, tokenizer)
         self.spec = BoxSpec(
-            uri=uri,
-            gives=frozenset(GIVES) if gives is None else gives,
+            uri=request.uri,
+            gives=frozenset(GIVES) if request.gives is None else request.gives,
             accepts=frozenset({"words", "pixels"} | ({"context"} if text is not None else set())),
-            classes=tuple(classes),
-            template=template,
+            classes=request.classes,
+            template=request.template,
             image_size=preprocess.size,
             text=text,
             identity={
@@ -155,21 +141,15 @@ class ClipBox:
             + f"; {precision}",
         )
         self._block = max(1, _READ // self.image_tower.batch) * self.image_tower.batch
-        self._cached = cache
         self._cache: FeatureCache | None = None
 
     def _text_spec(self, vocabulary: frozenset[int] | None, tokenizer: Any) -> TextSpec | None:
         context = self.text_tower.template_context
         if context is None:
             return None
-        tower = getattr(self.model, "text", self.model)
-        own = hasattr(tower, "token_embedding")
-        table = (tower.token_embedding if own else tower.transformer.get_input_embeddings()).weight
-        rows = table if vocabulary is None else table[sorted(vocabulary)]
         words = None if vocabulary is None else spelled(tokenizer, vocabulary)
-        return TextSpec(
-            context=_numpy(context), sigma=float(self.text_tower.sigma), vocabulary=_numpy(rows), words=words
-        )
+        rows = _numpy(self.text_tower.known_rows)
+        return TextSpec(context=_numpy(context), sigma=self.text_tower.sigma, vocabulary=rows, words=words)
 
     @torch.inference_mode()
     def stage(self, source: ImageSource) -> StagedImages:
@@ -313,6 +293,14 @@ class ClipBox:
 
     def _tensor(self, values: Array) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(self._device)
+
+
+def _switch(request: BoxRequest, name: str, default: str) -> bool:
+    """Whether an option is on. Raises RecipeError for another value than on and off."""
+    value = request.options.get(name, default)
+    if value not in ("on", "off"):
+        raise RecipeError(f"box {request.uri!r}: {name}={value}; it is on or off")
+    return value == "on"
 
 
 def _noting(images: Iterable[Array | Encoded], contents: list[str]) -> Iterator[Array | Encoded]:

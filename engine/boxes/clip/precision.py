@@ -7,11 +7,12 @@ Knows nothing of towers, prompts or searches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
 
+from engine.boxes import BoxRequest
 from engine.errors import RecipeError, nearest
 
 PRECISIONS = {
@@ -22,13 +23,12 @@ PRECISIONS = {
 """Name and what it does; `?precision=NAME` of a local box."""
 
 
-def precision_of(uri: str, options: Mapping[str, str], device: str) -> str:
-    """The precision that a box's options ask for.
+def precision_of(request: BoxRequest) -> str:
+    """The precision that a box's options ask for, a key of `PRECISIONS`.
 
-    Raises:
-        RecipeError: It is unknown, or would change nothing on this device.
+    Raises RecipeError where it is unknown, or would change nothing on this device.
     """
-    name = options.get("precision", "fp32")
+    uri, device, name = request.uri, request.device, request.options.get("precision", "fp32")
     if name not in PRECISIONS:
         raise RecipeError(f"box {uri!r}: precision={name}{nearest(name, PRECISIONS)}; it is {', '.join(PRECISIONS)}")
     if name == "tf32" and torch.device(device).type != "cuda":

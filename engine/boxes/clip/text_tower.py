@@ -56,8 +56,10 @@ class TextTower:
     """Text-tower sequences so far: C for each candidate, whatever the way."""
     template_context: Tensor | None
     """`(M, W)` float32, the template's own token vectors; None where the tower takes words only."""
+    known_rows: Tensor
+    """`(V, W)` rows of the token embedding: those that the vocabulary names, or all."""
     sigma: float
-    """Standard deviation of the entries of the token embedding (of the rows that the vocabulary names)."""
+    """Standard deviation of the entries of `known_rows`."""
 
     def __init__(
         self,
@@ -83,7 +85,8 @@ class TextTower:
         self._tokens = self._tokenize(template)
         self._embedding = _token_embedding(self._text)
         weight = self._embedding.weight.detach()
-        self.sigma = float((weight if vocabulary is None else weight[sorted(vocabulary)]).std())
+        self.known_rows = weight if vocabulary is None else weight[sorted(vocabulary)]
+        self.sigma = float(self.known_rows.std())
         self._packed: PackedText | None = None
         self._plans: dict[tuple[int, bool], Plan | OwnPlan] = {}
         self.path, self.why = self._choose(path)

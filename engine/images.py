@@ -31,37 +31,6 @@ MAX_PIXELS = 64 * 10**6
 """An image whose header promises more is refused before it is decoded."""
 
 
-def read_image(path: str | Path) -> Array:
-    """The image in a file, upright.
-
-    Args:
-        path: A file in any format that Pillow reads; of an animation, the first frame.
-
-    Returns:
-        `(h, w, 3)` uint8 RGB.
-
-    Raises:
-        TaskError: The file is missing, unreadable, too large, corrupt or no image; the message names it.
-    """
-    return _read(path).decode()
-
-
-def decode(data: bytes, name: str) -> Array:
-    """The image in encoded bytes, upright. What is transparent shows white.
-
-    Args:
-        data: An encoded image, at most `MAX_BYTES` long and `MAX_PIXELS` large.
-        name: What a message calls it.
-
-    Returns:
-        `(h, w, 3)` uint8 RGB.
-
-    Raises:
-        TaskError: The bytes are too many, too large an image, corrupt, truncated or no image.
-    """
-    return Encoded(data, name).decode()
-
-
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """An encoded image: the content of a file, or what a client sent."""
@@ -71,14 +40,17 @@ class Encoded:
     """What a message calls it."""
 
     def image(self) -> Image.Image:
-        """The image, upright, as 8-bit RGB. Raises TaskError as `decode` says."""
+        """The image, upright, as 8-bit RGB; what is transparent shows white, of an animation the first frame.
+
+        Raises TaskError where the bytes are too many, too large an image, corrupt, truncated or no image.
+        """
         with _readable(io.BytesIO(self.data), len(self.data), self.name) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)  # a copy would double what a large photo takes
             return _rgb(image, self.name)
 
     def decode(self) -> Array:
-        """`(h, w, 3)` uint8 RGB. Raises TaskError as `decode` says."""
+        """The image as `(h, w, 3)` uint8 RGB. Raises TaskError as `image` does."""
         return np.asarray(self.image())
 
 

@@ -5,7 +5,6 @@ Knows nothing of what the candidates are or how they are searched.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from engine.errors import RecipeError, RefusedError, nearest
+from engine.parsing import resolve
 from engine.protocols import Array, Objective, Outputs
 
 LEAST = 1e-6
@@ -116,19 +116,15 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def make_objective(name: str) -> Objective:
-    """The loss of that name, or of `package.module:function`. Raises RecipeError where there is none."""
+    """The loss of this name: one of `OBJECTIVES`, or `package.module:function`. Raises RecipeError where none is."""
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    module, colon, function = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise RecipeError(
             f"objective {name!r}{nearest(name, OBJECTIVES)}; it is one of {', '.join(OBJECTIVES)}, "
             "or package.module:function"
         )
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"objective {name!r}: {error}; write package.module:function") from None
+    return resolve(name, f"objective {name!r}")
 
 
 def _tables(outputs: Outputs) -> Iterator[Array]:

@@ -96,14 +96,5 @@ class Preprocess:
         return image.crop((left, top, left + side, top + side))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` takes them back."""
+        """The settings as plain JSON values."""
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Preprocess:
-        """The inverse of `as_dict`. Raises RecipeError for a key that is missing or unknown."""
-        try:
-            mean, std = (tuple(float(v) for v in values[key]) for key in ("mean", "std"))
-            return cls(**(values | {"mean": mean, "std": std}))
-        except (KeyError, TypeError) as error:
-            raise RecipeError(f"preprocessing {values}: {error}; its keys are {list(cls.__slots__)}") from None

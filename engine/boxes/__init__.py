@@ -12,9 +12,9 @@ from pkgutil import resolve_name
 import numpy as np
 from scipy.special import log_softmax
 
-from engine import parsing
 from engine.boxes.degraded import OPTIONS, open_imperfect, take_options
 from engine.errors import RecipeError, TaskError, nearest, shown
+from engine.parsing import parse_uri
 from engine.protocols import GIVES, BlackBox, Outputs
 from engine.threads import limited
 
@@ -73,21 +73,6 @@ class BoxRequest:
                 )
 
 
-def parse_uri(uri: str) -> tuple[str, str, dict[str, str]]:
-    """Split a box URI into scheme, rest and options.
-
-    >>> parse_uri("open_clip:ViT-B-16,openai?gives=scores&seed=3")
-    ('open_clip', 'ViT-B-16,openai', {'gives': 'scores', 'seed': '3'})
-
-    Raises:
-        RecipeError: There is no scheme, or an option is malformed, empty or given twice.
-    """
-    scheme, rest, options = parsing.parse_uri(uri, "box")
-    if ":" not in uri or not scheme:
-        raise RecipeError(f"box {uri!r}: a box is named scheme:name, with a scheme of {', '.join(SCHEMES)}")
-    return scheme, rest, options
-
-
 def open_box(
     uri: str, *, classes: Sequence[str], template: str, device: str = "cpu", threads: int | None = 1
 ) -> BlackBox:
@@ -106,10 +91,11 @@ def open_box(
         TaskError: The classes or the template cannot be used.
         BoxError: The weights could not be fetched.
     """
-    scheme, rest, options = parse_uri(uri)
-    if scheme not in SCHEMES:
+    scheme, rest, options = parse_uri(uri, "box")
+    if ":" not in uri or scheme not in SCHEMES:
         raise RecipeError(
-            f"box {uri!r}: no scheme {scheme!r}{nearest(scheme, SCHEMES)}; it is one of {', '.join(SCHEMES)}"
+            f"box {uri!r}: no scheme {scheme!r}{nearest(scheme, SCHEMES)}; a box is named scheme:name, with a scheme "
+            f"of {', '.join(SCHEMES)}"
         )
     if not classes or len(set(classes)) != len(classes) or not all(name.strip() for name in classes):
         raise TaskError(f"classes {list(classes)[:8]}: at least one, none empty, all different; rename them")

@@ -5,12 +5,12 @@ Knows nothing of how theta is searched, nor of the model behind the box.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from engine.errors import RecipeError, nearest
+from engine.parsing import resolve
 from engine.protocols import BoxSpec, Parametrization
 
 PROMPTS: dict[str, str] = {
@@ -58,11 +58,7 @@ def make_prompt(
     target = name if ":" in name else PROMPTS.get(name)
     if target is None:
         raise RecipeError(f"prompt {name!r}{nearest(name, PROMPTS)}; it is one of {', '.join(PROMPTS)}")
-    module, _, function = target.partition(":")
-    try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"prompt {name!r}: {error}; write package.module:function") from None
+    make = resolve(target, f"prompt {name!r}")
     settings = {"tokens": tokens, **(options or {})}
     parameters = inspect.signature(make).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("subspace", "seed")]

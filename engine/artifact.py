@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.errors import ArtifactError, KeyholeError
+from engine.errors import ArtifactError, KeyholeError, reason
 from engine.files import write_text
 from engine.protocols import Array
 
@@ -98,9 +98,8 @@ class Artifact:
             schema.check_arrays(arrays, meta)
         # What safetensors makes of a damaged header is a KeyError or TypeError as well.
         except (OSError, ValueError, KeyError, TypeError, RecursionError, KeyholeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise ArtifactError(
-                f"{folder} cannot be used: {reason}; copy the whole folder anew, or tune again"
+                f"{folder} cannot be used: {reason(error)}; copy the whole folder anew, or tune again"
             ) from error
         return cls(meta=meta, arrays=arrays)
 

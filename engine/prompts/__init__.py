@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from engine.errors import RecipeError, nearest
+from engine.errors import RecipeError, RefusedError, nearest
 from engine.parsing import resolve
 from engine.protocols import BoxSpec, Parametrization
 
@@ -68,3 +68,15 @@ def make_prompt(
                 f"prompt {name!r} has no setting {key!r}{nearest(key, known)}; it has {', '.join([*known, 'subspace'])}"
             )
     return make(spec, subspace=subspace, seed=seed, **{key: settings[key] for key in known if key in settings})
+
+
+# For the rooms.
+
+
+def require(spec: BoxSpec, kind: str) -> None:
+    """Raises RefusedError where a box does not accept this kind of prompt: context, pixels or words."""
+    if kind not in spec.accepts:
+        raise RefusedError(
+            f"box {spec.uri!r} accepts {', '.join(sorted(spec.accepts)) or 'no prompt'}, not {kind}; "
+            "choose a prompt that it accepts"
+        )

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.errors import RecipeError, RefusedError
+from engine.errors import RecipeError
+from engine.prompts import require
 from engine.prompts.subspaces import basis_of
 from engine.protocols import Array, BoxSpec, Prompts
 from engine.search_space import Space
@@ -103,11 +104,7 @@ def pixel_frame(
         RecipeError: The width, the grid or the subspace is impossible.
     """
     side = spec.image_size
-    if "pixels" not in spec.accepts:
-        raise RefusedError(
-            f"box {spec.uri!r} accepts {', '.join(sorted(spec.accepts)) or 'no prompt'}, not pixels; "
-            "choose a prompt that it accepts"
-        )
+    require(spec, "pixels")
     if width is None:
         width = default_width(side)
     if not 1 <= width <= (side + 1) // 2:

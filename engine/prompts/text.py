@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.errors import RecipeError, RefusedError
+from engine.errors import RecipeError
+from engine.prompts import require
 from engine.prompts.subspaces import LowRank, text_subspace
 from engine.protocols import Array, BoxSpec, Prompts
 from engine.search_space import Space
@@ -81,11 +82,8 @@ def text_context(
         RefusedError: The box does not accept contexts, or lacks what the subspace needs.
         RecipeError: The number of tokens or the subspace is impossible.
     """
-    if spec.text is None or "context" not in spec.accepts:
-        raise RefusedError(
-            f"box {spec.uri!r} accepts {', '.join(sorted(spec.accepts)) or 'no prompt'}, not text context vectors; "
-            "choose a prompt that it accepts"
-        )
+    require(spec, "context")
+    assert spec.text is not None, "a box that accepts contexts tells the template's"
     template = np.asarray(spec.text.context, np.float32)
     count = len(template) if tokens is None else tokens
     if count < 1:

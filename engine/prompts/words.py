@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.errors import RecipeError, RefusedError
+from engine.errors import RecipeError
+from engine.prompts import require
 from engine.prompts.template_list import TEMPLATES
 from engine.protocols import Array, BoxSpec, Prompts
 from engine.search_space import Space
@@ -77,11 +78,7 @@ def words(spec: BoxSpec, *, templates: str | None = None, subspace: str = "full"
         RefusedError: The box does not accept words.
         RecipeError: A subspace, or a template without one `{}`.
     """
-    if "words" not in spec.accepts:
-        raise RefusedError(
-            f"box {spec.uri!r} accepts {', '.join(sorted(spec.accepts)) or 'no prompt'}, not words; "
-            "choose a prompt that it accepts"
-        )
+    require(spec, "words")
     if subspace != "full":
         raise RecipeError(f"subspace {subspace!r}: words have no subspaces; leave it out")
     others = TEMPLATES if templates is None else tuple(templates.split("|"))

@@ -5,7 +5,7 @@ Knows nothing of file formats (weights.py) or of how a box answers (box.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from engine.boxes.clip.weights import (
     random_model,
     state_sha256,
 )
-from engine.errors import RecipeError, nearest
+from engine.errors import RecipeError, few, nearest
 
 _SUFFIX = "-quickgelu"
 
@@ -50,7 +50,7 @@ def open_named(request: BoxRequest) -> ClipBox:
     if not comma or not weights:
         raise RecipeError(
             f"box {uri!r}: which weights of {name}? write open_clip:{name},WEIGHTS with a file, `random`, "
-            f"or a published tag ({_some(tags)})"
+            f"or a published tag ({few(tags, 6)})"
         )
     if weights == "random":
         request.allow("seed", *OPTIONS)
@@ -69,7 +69,7 @@ def open_named(request: BoxRequest) -> ClipBox:
             raise RecipeError(f"box {uri!r}: there is no weights file {weights!r}; check the path")
         raise RecipeError(
             f"box {uri!r}: {weights!r} is no tag of {name}{nearest(weights, tags)} and no file; "
-            f"its published tags: {_some(tags)}"
+            f"its published tags: {few(tags, 6)}"
         )
     return _box(name, model, identity, request)
 
@@ -124,7 +124,7 @@ def _meaning(uri: str, name: str, options: Mapping[str, str]) -> tuple[bool, Map
     """
     tags = open_clip.list_pretrained_tags_by_model(name)
     if (tag := options.get("tag")) is not None and tag not in tags:
-        raise RecipeError(f"box {uri!r}: tag={tag}{nearest(tag, tags)}; the tags of {name}: {_some(tags)}")
+        raise RecipeError(f"box {uri!r}: tag={tag}{nearest(tag, tags)}; the tags of {name}: {few(tags, 6)}")
     if (activation := options.get("activation")) is not None and activation not in ACTIVATIONS:
         raise RecipeError(f"box {uri!r}: activation={activation}; it is {' or '.join(ACTIVATIONS)}")
     if activation is not None:
@@ -136,7 +136,7 @@ def _meaning(uri: str, name: str, options: Mapping[str, str]) -> tuple[bool, Map
         raise RecipeError(
             f"box {uri!r}: weights of {name} were trained with GELU or with quick-GELU and the file does not tell; "
             "add ?activation=quickgelu (OpenAI's own weights), ?activation=gelu, or ?tag=TAG of the published weights "
-            f"that the file holds ({_some(tags)})"
+            f"that the file holds ({few(tags, 6)})"
         )
     else:
         quick = bool(open_clip.get_model_config(name).get("quick_gelu", False))
@@ -149,17 +149,12 @@ def _meaning(uri: str, name: str, options: Mapping[str, str]) -> tuple[bool, Map
         key = tuple(published[known].get(part) for part in PREPROCESSING)
         ways.setdefault(key, []).append(known)
     if len(ways) > 1:
-        described = " or ".join(_some(names) for names in ways.values())
+        described = " or ".join(few(names, 6) for names in ways.values())
         raise RecipeError(
             f"box {uri!r}: published weights of {name} differ in their preprocessing and the file does not tell "
             f"which it needs; add ?tag=TAG, one like {described}"
         )
     return quick, published[alike[0]] if alike else {}
-
-
-def _some(tags: Sequence[str]) -> str:
-    """The first few of many tags, for a message."""
-    return ", ".join(tags[:6]) + (f" and {len(tags) - 6} more" if len(tags) > 6 else "") if tags else "none"
 
 
 def _box(name: str, model: nn.Module, identity: dict[str, Any], request: BoxRequest) -> ClipBox:

@@ -14,7 +14,7 @@ from itertools import chain, takewhile
 from string import punctuation
 from typing import Any
 
-from engine.errors import RefusedError, TaskError, UnknownWordsError
+from engine.errors import RefusedError, TaskError, UnknownWordsError, few
 
 Tokenizer = Callable[..., Any]
 """An open_clip tokenizer: `tokenizer(texts, context_length=n)` -> `(len(texts), n)` int64 ids, padded behind."""
@@ -167,12 +167,8 @@ def _refuse_unknown(tokenizer: Tokenizer, template: str, tokens: PromptTokens, v
     others = "" if len(places) == 1 else f" and {len(places) - 1} more"
     raise UnknownWordsError(
         f"{places[0]}{others}: this model does not know the word{'s' if len(strange) > 1 else ''} "
-        f"{_some([repr(word) for word in strange or every])}; it knows {len(vocabulary)} tokens; use other words"
+        f"{few([repr(word) for word in strange or every])}; it knows {len(vocabulary)} tokens; use other words"
     )
-
-
-def _some(words: Sequence[str]) -> str:
-    return ", ".join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")
 
 
 def spelled(tokenizer: Any, vocabulary: Collection[int]) -> tuple[str, ...]:

@@ -21,39 +21,40 @@ from open_clip.convert import convert_state_dict
 from open_clip.factory import load_checkpoint
 from torch import Tensor, nn
 
-from engine.errors import BoxError, RecipeError, extra
+from engine.errors import BoxError, RecipeError, extra, reason
 from engine.preprocessing import Preprocess
 
 ACTIVATIONS = ("quickgelu", "gelu")
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
-"""What published weights say of their preprocessing, in open_clip's words."""
+"""Keys of the preprocessing that open_clip publishes with weights."""
 
 
 def fetched(uri: str, fetch: Callable[[], Any]) -> Any:
-    """What `fetch` returns. Raises BoxError in one sentence where a hub, a download or its content fails.
+    """What `fetch` returns.
 
-    RecipeError where a package is missing.
+    Raises:
+        BoxError: A hub, a download or its content failed.
+        RecipeError: A package is missing.
     """
     try:
         with _unlogged():
             return fetch()
     except Exception as error:  # hubs fail with their own errors, OSError, RuntimeError and ValueError alike
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        if "transformers" in reason and importlib.util.find_spec("transformers") is None:
+        if "transformers" in str(error) and importlib.util.find_spec("transformers") is None:
             raise RecipeError(f"box {uri!r}: this model needs the package 'transformers'; {extra('hf')}") from error
         raise BoxError(
-            f"box {uri!r}: could not be loaded ({reason}); check the name and the network, "
+            f"box {uri!r}: could not be loaded ({reason(error)}); check the name and the network, "
             "or fetch the weights to a file and give its path"
         ) from error
 
 
 def identity_of(name: str, sha256: str, quick: bool) -> dict[str, Any]:
-    """The part of a box's identity that its weights make."""
+    """A box's identity as far as its weights determine it; `quick`: whether the activation is quick-GELU."""
     return {"weights": sha256, "model": name, "activation": ACTIVATIONS[0] if quick else ACTIVATIONS[1]}
 
 
 def preprocess_of(model: nn.Module) -> Preprocess:
-    """The preprocessing that open_clip keeps with a model."""
+    """The preprocessing that open_clip keeps with a model. Raises RecipeError for images that are not square."""
     config = open_clip.get_model_preprocess_cfg(model)
     mean, std = ((float(r), float(g), float(b)) for r, g, b in (config["mean"], config["std"]))
     size = config["size"]
@@ -75,7 +76,10 @@ def preprocess_of(model: nn.Module) -> Preprocess:
 
 
 def random_model(uri: str, name: str, seed: str) -> tuple[nn.Module, dict[str, Any]]:
-    """Seeded random weights; torch's own generator is left as it was."""
+    """A model with seeded random weights, and its identity; torch's own generator is left as it was.
+
+    Raises RecipeError where `seed` is not a whole number from 0.
+    """
     if not (seed.isascii() and seed.isdigit()):
         raise RecipeError(f"box {uri!r}: seed={seed}; a seed is a whole number from 0")
     with torch.random.fork_rng(devices=[]):
@@ -92,7 +96,7 @@ def _created(uri: str, name: str, **settings: Any) -> nn.Module:
 
 @contextmanager
 def _unlogged() -> Iterator[None]:
-    """While open: nothing is logged on the root logger, where open_clip tells of each step it takes."""
+    """While open, the root logger is silent: open_clip reports each of its steps there."""
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addFilter(_nothing)
     root.addHandler(handler)  # without any, logging.warning would install one for good
@@ -110,7 +114,17 @@ def _nothing(_record: logging.LogRecord) -> bool:
 def model_from_file(
     uri: str, name: str, path: Path, quick: bool, published: Mapping[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """A model with a file's weights. Raises RecipeError where the file is not this model's."""
+    """A model with a file's weights, and its identity.
+
+    Args:
+        uri: The box, for messages.
+        name: open_clip's name of the model.
+        path: The weights.
+        quick: Whether they want quick-GELU.
+        published: Preprocessing that applies, in open_clip's words.
+
+    Raises RecipeError where the file is not this model's.
+    """
     wanted = {key: published[key] for key in PREPROCESSING if key in published}
     settings: dict[str, Any] = {"quick_gelu": quick, "pretrained_text": False, "force_preprocess_cfg": wanted}
     try:
@@ -118,9 +132,8 @@ def model_from_file(
     except BoxError:
         raise
     except Exception as error:  # torch, safetensors and pickle each have their own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise RecipeError(
-            f"box {uri!r}: {str(path)!r} does not hold weights of {name} ({reason}); give this model's own file"
+            f"box {uri!r}: {str(path)!r} does not hold weights of {name} ({reason(error)}); give this model's own file"
         ) from error
     return model, identity_of(name, file_sha256(path), quick)
 

@@ -1,7 +1,4 @@
-"""Box URIs: `scheme:rest?option=value` -> an open box. Schemes are a table of strings, resolved when first used.
-
-Knows nothing of what is behind a scheme, except whether it computes with torch in this process.
-"""
+"""Box URIs: `scheme:rest?option=value` -> an open box. Schemes are a table of strings, resolved when first used."""
 
 from __future__ import annotations
 
@@ -34,10 +31,10 @@ FORMS: dict[str, str] = {
     "local-dir:PATH": "an open_clip model in a folder: open_clip_config.json and weights",
     "toy:": "no model, a few matrices that answer at once: to try Keyhole itself",
 }
-"""How each scheme is written, and what it is for."""
+"""How each scheme is written, and what it opens."""
 
 WITHOUT_TORCH = frozenset({"toy"})
-"""Schemes whose boxes do not compute with torch, which is then not imported."""
+"""Schemes whose boxes do not compute with torch: it is not imported for them."""
 
 _RICHEST_FIRST = ("features", "scores", "topk", "labels")
 _TOP = 5
@@ -79,12 +76,12 @@ def open_box(
     """Open a frozen model for one task's classes and template.
 
     Args:
-        uri: `scheme:rest?option=value&...`. `gives=scores` (comma separated) narrows what the box gives, `noise`,
-            `round`, `topk` and `jpeg` make it worse; other options are the scheme's own.
+        uri: `scheme:rest?option=value&...`. `gives=scores` (comma separated) narrows what the box gives; `noise`,
+            `round`, `topk` and `jpeg` degrade it (degraded.py); other options are the scheme's own.
         classes: The task's class names, all different.
         template: A sentence with one `{}` for the class name.
         device: Where a local model computes, in torch's words.
-        threads: Threads that may be used while it is opened; None leaves them alone.
+        threads: Threads for opening it; None leaves them alone.
 
     Raises:
         RecipeError: The URI or one of its options is unknown or malformed.
@@ -106,7 +103,7 @@ def open_box(
     if scheme not in WITHOUT_TORCH:
         import torch
 
-        # cuDNN's default is TF32, whose error is larger than what a probe changes.
+        # cuDNN defaults to TF32, whose error is larger than the effect of a probe.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     _check_device(device, torch=scheme not in WITHOUT_TORCH)
     opener = resolve_name(SCHEMES[scheme])
@@ -120,7 +117,7 @@ def open_box(
 
 
 def _check_device(device: str, *, torch: bool) -> None:
-    """Raise RecipeError, with the devices that there are, where this is none of them."""
+    """Raise RecipeError, naming the devices of this process, where `device` is none of them."""
     there = ["cpu"]
     if torch:
         from torch import cuda
@@ -132,7 +129,7 @@ def _check_device(device: str, *, torch: bool) -> None:
 
 
 def _narrowed(uri: str, value: str | None) -> frozenset[str] | None:
-    """The set in `gives=`, None where it is not said."""
+    """The set in `gives=`; None where the option is missing."""
     if value is None:
         return None
     kinds = value.split(",")
@@ -143,7 +140,7 @@ def _narrowed(uri: str, value: str | None) -> frozenset[str] | None:
 
 
 def keep_only(features: Outputs, gives: frozenset[str]) -> Outputs:
-    """Reduce an answer in features to the richest kind that the box gives, exactly one.
+    """Reduce an answer in features to the richest of the kinds that the box gives.
 
     Args:
         features: `text` (P or 1, C, E) and `image` (P or 1, B, E), as `Outputs` has them.

@@ -1,6 +1,6 @@
 """An open_clip model behind the keyhole: prompts and images in, features, scores or labels out, no gradient.
 
-Knows nothing of where the weights came from (weights.py) or of how the towers compute (text_tower.py, image_tower.py).
+Weights are loaded in weights.py; the towers compute in text_tower.py and image_tower.py.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ clip: `on` clamps the sum of an image and a pixel frame to [0, 1], as an API tha
 cache: `off` keeps no image features on disk (feature_cache.py), whatever KEYHOLE_CACHE says; on.
 """
 KEPT_BYTES = 512 * 2**20
-"""Projected images of one split are kept up to here, and made anew for each answer beyond."""
+"""Projected images of one split are kept up to this size; larger ones are computed for each answer."""
 _READ = 64
-"""Images staged at a time, about: so many lie in memory together, at the size that the model sees."""
+"""Approximate number of images staged at a time; bounds memory."""
 
 logger = logging.getLogger(__name__)
 
 
 class StagedImages:
-    """A task's images where the box lives: features at once, what pixel prompts need on first use.
+    """A task's images in the box's process: features at once, what pixel prompts need on first use.
 
     Args:
         features: `(N, E)` float32, L2-normalised.
         project: Rows -> `ImageTower.project` of these images.
-        keep: Whether all projected images are kept once they were made.
-        block: Rows that are projected at a time where they are not kept.
+        keep: Whether all projected images are kept after their first use.
+        block: Rows projected at a time where they are not kept.
     """
 
     def __init__(self, features: Array, project: Callable[[Sequence[int]], Tensor], *, keep: bool, block: int) -> None:
@@ -105,8 +105,8 @@ class ClipBox:
         clip, self._cached = _switch(request, "clip", "off"), _switch(request, "cache", "on")
         self.model = model.eval().requires_grad_(False).to(self._device)
         self.preprocess = preprocess
-        # Ways are chosen in fp32, so that a canary sees mistakes and not the precision. Autocast does not reach into
-        # packed layers.
+        # Implementations are chosen in fp32, so that a canary finds mistakes and not the precision. Autocast does not
+        # reach into packed layers.
         short = precision == "bf16"
         self.image_tower = ImageTower(self.model, preprocess, clip=clip, prepack=not short)
         self.text_tower = TextTower(
@@ -118,7 +118,7 @@ class ClipBox:
             path="batched" if short else "auto",
         )
         self._scale = float(self.model.logit_scale.detach().exp())
-        # A bias (SigLIP) is the same for all classes of a row: softmax and argmax do not see it.
+        # A bias (SigLIP) is the same for all classes of a row: it does not change softmax or argmax.
         self._template_features: Array | None = None
         self._total = Work(sequences=self.text_tower.sequences, image_encodes=self.image_tower.encodes)
         text = self._text_spec(vocabulary, tokenizer)
@@ -153,21 +153,18 @@ class ClipBox:
 
     @torch.inference_mode()
     def stage(self, source: ImageSource) -> StagedImages:
-        """Decode, preprocess and encode all images, once: on this machine, if the cache is on.
+        """Decode, preprocess and encode all images, once per machine where the cache is on.
 
-        What comes from the cache is counted as encoded: the account tells what a method costs, and must not depend
-        on what ran before.
+        Features from the cache count as encoded: what a method costs must not depend on what ran before.
 
-        Raises:
-            TaskError: There are no images, or one cannot be read; the message names it.
+        Raises TaskError where there are no images, or one cannot be read.
         """
         if len(source) == 0:
             raise TaskError("no images to stage; every split that is used needs at least one")
         cache = self._open_cache()
         blocks = [range(start, min(start + self._block, len(source))) for start in range(0, len(source), self._block)]
         parts: dict[int, Array] = {}
-        # Workers of a machine share the cache: each takes the blocks in an order of its own, and finds what the others
-        # have encoded meanwhile.
+        # Workers of a machine share the cache: each takes the blocks in its own order and finds those of the others.
         order = np.arange(len(blocks)) if cache is None else np.random.default_rng(os.getpid()).permutation(len(blocks))
         with computing(self._precision, self._device):
             for number in order:
@@ -183,12 +180,12 @@ class ClipBox:
         )
 
     def _block_features(self, source: ImageSource, rows: Sequence[int], cache: FeatureCache | None) -> Array:
-        """`(n, E)` of one block of images, from the cache or encoded and kept there."""
+        """`(n, E)` features of one block of images, from the cache, or encoded and saved to it."""
         images = one_by_one(source, rows)
         if cache is None:
             return self._encoded(images)
         first = next(images)
-        if cache.may_hold(digest(first)):  # then telling the images apart will do, and none need be decoded
+        if cache.may_hold(digest(first)):  # then hashes may suffice, without decoding
             contents = [digest(first), *map(digest, images)]
             found = cache.load(contents)
             if found is not None:
@@ -206,7 +203,7 @@ class ClipBox:
         return self._features(self.image_tower.encode(self._pixels(images)))
 
     def _open_cache(self) -> FeatureCache | None:
-        """The cache of this model as it computes here; None where it is off."""
+        """The feature cache for this model on this machine; None where it is off."""
         folder = cache_folder() if self._cached else None
         if folder is None:
             return None
@@ -230,7 +227,8 @@ class ClipBox:
     def answer(self, prompts: Prompts, staged: StagedImages, rows: Array) -> Outputs:
         """The richest kind that the box gives, for P candidates on these rows.
 
-        What does not depend on the candidate comes back once: text (1, C, E) or image (1, B, E). NaN passes through.
+        Features that do not depend on the candidate come back once: text (1, C, E) or image (1, B, E). NaN passes
+        through.
 
         Raises:
             RefusedError: The box does not accept this kind of prompt.
@@ -256,7 +254,7 @@ class ClipBox:
             return self._features(self.text_tower.encode_words(prompts.words))
         if prompts.context is None:
             if self._template_features is None:
-                # A constant of the task, computed by each process for itself: like opening, not on the account.
+                # A constant of the task that every process computes for itself: not booked, like opening.
                 before = self.text_tower.sequences
                 if self.spec.text is None:
                     self._template_features = self._features(self.text_tower.encode_words([self.spec.template]))
@@ -278,7 +276,7 @@ class ClipBox:
         return self._features(torch.cat(parts, 1))
 
     def _features(self, features: Tensor) -> Array:
-        """Normalised features as an array; what bfloat16 has rounded is given its unit length back."""
+        """Normalised features as an array; those rounded to bfloat16 are normalised again."""
         if features.dtype != torch.float32:
             features = F.normalize(features.float(), dim=-1)
         return _numpy(features)
@@ -304,7 +302,7 @@ def _switch(request: BoxRequest, name: str, default: str) -> bool:
 
 
 def _noting(images: Iterable[Array | Encoded], contents: list[str]) -> Iterator[Array | Encoded]:
-    """The same images; what tells each apart is added to `contents` as it passes."""
+    """The same images; the digest of each is appended to `contents` as it passes."""
     for image in images:
         contents.append(digest(image))
         yield image

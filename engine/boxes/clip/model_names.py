@@ -1,6 +1,6 @@
-"""open_clip's names, tags and folders -> a box: what a box URI means in open_clip's own world.
+"""open_clip's model names, tags, hub repositories and folders -> a box.
 
-Knows nothing of file formats (weights.py) or of how a box answers (box.py).
+File formats are read in weights.py; the box itself is in box.py.
 """
 
 from __future__ import annotations
@@ -105,22 +105,21 @@ def open_folder(request: BoxRequest) -> ClipBox:
 
 
 def _open_elsewhere(request: BoxRequest, name: str, known_as: str) -> ClipBox:
-    """A model whose configuration lies beside its weights."""
+    """A model whose configuration is stored beside its weights."""
     model = fetched(request.uri, lambda: open_clip.create_model(name, require_pretrained=True))
     quick = open_clip.get_model_config(name).get("quick_gelu", False)
     return _box(name, model, identity_of(known_as, state_sha256(model), quick), request)
 
 
 def _quick(name: str, published: Mapping[str, Any]) -> bool:
-    """Whether published weights want quick-GELU: the tag says it, or the model's own configuration."""
+    """Whether published weights need quick-GELU, by their tag or by the model's configuration."""
     return bool(published.get("quick_gelu", open_clip.get_model_config(name).get("quick_gelu", False)))
 
 
 def _meaning(uri: str, name: str, options: Mapping[str, str]) -> tuple[bool, Mapping[str, Any]]:
-    """The activation and the published preprocessing that apply to a file, which has neither in it.
+    """The activation (whether quick-GELU) and the published preprocessing for a file, which stores neither.
 
-    Raises:
-        RecipeError: More than one is possible and no option says which.
+    Raises RecipeError where more than one is possible and no option says which.
     """
     tags = open_clip.list_pretrained_tags_by_model(name)
     if (tag := options.get("tag")) is not None and tag not in tags:
@@ -132,7 +131,7 @@ def _meaning(uri: str, name: str, options: Mapping[str, str]) -> tuple[bool, Map
     elif tag is not None:
         quick = _quick(name, open_clip.get_pretrained_cfg(name, tag))
     elif name + _SUFFIX in open_clip.list_models():
-        # open_clip has this model in both variants, and their weights have the same names and shapes.
+        # open_clip has both variants of this model, with the same names and shapes of weights.
         raise RecipeError(
             f"box {uri!r}: weights of {name} were trained with GELU or with quick-GELU and the file does not tell; "
             "add ?activation=quickgelu (OpenAI's own weights), ?activation=gelu, or ?tag=TAG of the published weights "

@@ -1,8 +1,7 @@
-"""How exactly a local model computes: fp32, or a named shortcut whose error is on record (`keyhole doctor --box`).
+"""The precision of a local model: fp32, or a faster one whose error `keyhole doctor --box` measures.
 
-fp32 is the default everywhere: on CUDA too, where the libraries' own default (TF32) errs by more than a probe of a
-search changes.
-Knows nothing of towers, prompts or searches.
+fp32 is the default on every device. On CUDA the libraries default to TF32, whose error is larger than the effect of a
+search's probe.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ PRECISIONS = {
     "tf32": "matrix products and convolutions of float32 rounded to 10 bits of mantissa (CUDA only)",
     "bf16": "matrix products and convolutions in bfloat16, norms and sums of residuals in float32",
 }
-"""Name and what it does; `?precision=NAME` of a local box."""
+"""Name -> what it does; `?precision=NAME` of a local box."""
 
 
 def precision_of(request: BoxRequest) -> str:
@@ -38,7 +37,7 @@ def precision_of(request: BoxRequest) -> str:
 
 @contextmanager
 def computing(precision: str, device: torch.device) -> Iterator[None]:
-    """While open, torch computes like this on this device; afterwards as before."""
+    """Within the block, torch computes in this precision on this device."""
     matmul, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, convolutions.allow_tf32
     matmul.allow_tf32 = convolutions.allow_tf32 = precision == "tf32"

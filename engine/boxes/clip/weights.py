@@ -1,7 +1,6 @@
-"""Weight files, or seeded random weights -> an open_clip model and what identifies it.
+"""Weight files, or seeded random weights -> an open_clip model and its identity.
 
-Files are memory-mapped where their tensors are float32: the workers of a node share one copy of the pages.
-Knows nothing of box URIs beyond their place in a message, of prompts, or of how a box answers.
+Files are memory-mapped where their tensors are float32, so the workers of a node share one copy of the pages.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def fetched(uri: str, fetch: Callable[[], Any]) -> Any:
     try:
         with _unlogged():
             return fetch()
-    except Exception as error:  # hubs fail with their own errors, OSError, RuntimeError and ValueError alike
+    except Exception as error:  # hubs raise errors of their own besides OSError, RuntimeError and ValueError
         if "transformers" in str(error) and importlib.util.find_spec("transformers") is None:
             raise RecipeError(f"box {uri!r}: this model needs the package 'transformers'; {extra('hf')}") from error
         raise BoxError(
@@ -90,7 +89,7 @@ def random_model(uri: str, name: str, seed: str) -> tuple[nn.Module, dict[str, A
 
 
 def _created(uri: str, name: str, **settings: Any) -> nn.Module:
-    """A model without weights. One built on another library's tower may need that library's files."""
+    """A model without weights. A tower of another library may need that library's files."""
     return fetched(uri, lambda: open_clip.create_model(name, load_weights=False, **settings))
 
 
@@ -99,7 +98,7 @@ def _unlogged() -> Iterator[None]:
     """While open, the root logger is silent: open_clip reports each of its steps there."""
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addFilter(_nothing)
-    root.addHandler(handler)  # without any, logging.warning would install one for good
+    root.addHandler(handler)  # without a handler, logging.warning would install one permanently
     try:
         yield
     finally:
@@ -131,7 +130,7 @@ def model_from_file(
         model = _mapped(uri, name, path, settings)
     except BoxError:
         raise
-    except Exception as error:  # torch, safetensors and pickle each have their own
+    except Exception as error:  # torch, safetensors and pickle raise errors of their own
         raise RecipeError(
             f"box {uri!r}: {str(path)!r} does not hold weights of {name} ({reason(error)}); give this model's own file"
         ) from error
@@ -139,10 +138,10 @@ def model_from_file(
 
 
 def _mapped(uri: str, name: str, path: Path, settings: dict[str, Any]) -> nn.Module:
-    """Build without memory and put the file's tensors in place; by open_clip's loader where that is not possible."""
+    """Build the model on the meta device and assign the file's tensors, or use open_clip's loader where it must be."""
     config = open_clip.get_model_config(name)
     foreign = "timm_model_name" in config["vision_cfg"] or "hf_model_name" in config["text_cfg"]
-    if foreign or path.suffix in (".npz", ".npy"):  # these towers compute constants while they are built
+    if foreign or path.suffix in (".npz", ".npy"):  # these towers compute constants when built
         model = _created(uri, name, **settings)
         load_checkpoint(model, str(path))
         return model
@@ -152,7 +151,7 @@ def _mapped(uri: str, name: str, path: Path, settings: dict[str, Any]) -> nn.Mod
     _adapted(model, state)
     model.load_state_dict(state, assign=True)
     for module in model.modules():
-        # The one tensor of open_clip's towers that no file holds.
+        # The one tensor of open_clip's towers that is in no file.
         if (mask := module._buffers.get("attn_mask")) is not None and mask.is_meta:
             module._buffers["attn_mask"] = torch.full(mask.shape, float("-inf")).triu_(1)
     left = [key for key, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
@@ -169,14 +168,14 @@ def _read(path: Path) -> dict[str, Tensor]:
     zipped = zipfile.is_zipfile(path)
     if zipped and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
         loaded = torch.jit.load(str(path), map_location="cpu").state_dict()
-    else:  # torch's older format, which is no zip file, cannot be mapped
+    else:  # torch's older format is no zip file and cannot be mapped
         loaded = torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
     state = loaded.get("state_dict", loaded)
     return {key.removeprefix("module."): tensor for key, tensor in state.items()}
 
 
 def _adapted(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """What open_clip's `load_checkpoint` does between reading a file and using it, in place."""
+    """Convert a file's tensors in place, as open_clip's `load_checkpoint` does after reading them."""
     for key in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's archives hold these as tensors
         state.pop(key, None)
     converted = convert_state_dict(model, dict(state))

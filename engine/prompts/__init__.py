@@ -1,7 +1,4 @@
-"""What is searched: parametrizations by name, each a frozen picklable map from theta to a prompt.
-
-Knows nothing of how theta is searched, nor of the model behind the box.
-"""
+"""What is searched: parametrizations by name, each a frozen picklable map from theta to a prompt."""
 
 from __future__ import annotations
 
@@ -19,8 +16,7 @@ PROMPTS: dict[str, str] = {
     "text+pixels": "engine.prompts.joint:text_and_pixels",
     "words": "engine.prompts.words:words",
 }
-"""name -> `module:function`, called as `f(spec, *, subspace, seed, **options)`, options among its own keywords."""
-
+"""name -> `module:function`, called as `f(spec, *, subspace, seed, **options)` with the keywords that it declares."""
 
 ABOUT: dict[str, str] = {
     "text": "vectors in place of the template's words before the class name",
@@ -28,7 +24,7 @@ ABOUT: dict[str, str] = {
     "text+pixels": "both at once",
     "words": "templates in plain words, for boxes that take only words",
 }
-"""What each is, in a line."""
+"""One line about each."""
 
 
 def make_prompt(
@@ -44,12 +40,12 @@ def make_prompt(
 
     Args:
         name: One of `PROMPTS`, or `package.module:function`.
-        spec: What the box says of itself.
+        spec: The box's description.
         tokens: M, the number of context tokens; None: as many as the template has.
         subspace: `full`, or `random:DIM` for a seeded random projection onto DIM dimensions (a number, or a share
-            such as 1/4); of text also `vocabulary:K` and `low-rank:RANK` (subspaces.py).
-        seed: Of the projection.
-        options: The prompt's own settings, such as `width` and `grid` of pixels. None as a value: not said.
+            such as 1/4); for text also `vocabulary:K` and `low-rank:RANK` (subspaces.py).
+        seed: For the projection.
+        options: The prompt's own settings, such as `width` and `grid` of pixels. None as a value leaves one unset.
 
     Raises:
         RecipeError: The name, an option or the subspace is unknown, or a setting is impossible.

@@ -62,6 +62,7 @@ def box(task: Task):
     import open_clip
     import torch
 
+    from engine.boxes import BoxRequest
     from engine.boxes.clip.box import ClipBox
     from engine.preprocessing import Preprocess
 
@@ -80,9 +81,7 @@ def box(task: Task):
         model,
         open_clip.SimpleTokenizer(context_length=24),
         preprocess,
-        uri="made:tiny",
-        classes=task.classes,
-        template=task.template,
+        BoxRequest(uri="made:tiny", classes=task.classes, template=task.template),
         identity={},
     )
 

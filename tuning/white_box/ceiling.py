@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.errors import RecipeError, RefusedError, nearest
+from engine.errors import RecipeError, nearest
 from engine.outcome import Outcome
 from engine.protocols import Array, Needs
 from engine.search.no_search import Once
@@ -36,21 +36,15 @@ class Ceiling(Once):
             )
 
     def _outcome(self, template: Array, session: Session) -> Outcome:
-        from engine.boxes.clip.box import ClipBox
-
-        box = session.evaluator.spec.open()
-        if not isinstance(box, ClipBox):
-            raise RefusedError(
-                f"ceiling:{self.name} needs gradients, so a local model; box {session.spec.uri} shows none"
-            )
-
         def examples(split: str) -> tuple[Array, Array]:
             image = session.outputs(template, split).image
             assert image is not None
             return image[0], session.task.splits[split].labels
 
         tokens = session.evaluator.spec.prompt.get("tokens")
-        found = CEILINGS[self.name](box, examples("train"), examples("val"), tokens=tokens, seed=session.settings.seed)
+        found = CEILINGS[self.name](
+            session.evaluator.spec.open(), examples("train"), examples("val"), tokens=tokens, seed=session.settings.seed
+        )
         return Outcome(
             val_accuracy=found.val_accuracy,
             train_loss=found.train_loss,

@@ -41,10 +41,8 @@ class Ceiling(Once):
             assert image is not None
             return image[0], session.task.splits[split].labels
 
-        tokens = session.evaluator.spec.prompt.get("tokens")
-        found = CEILINGS[self.name](
-            session.evaluator.spec.open(), examples("train"), examples("val"), tokens=tokens, seed=session.settings.seed
-        )
+        tokens, box = session.evaluator.spec.prompt.get("tokens"), session.evaluator.spec.open()
+        found = CEILINGS[self.name](box, examples("train"), examples("val"), tokens=tokens, seed=session.settings.seed)
         return Outcome(
             val_accuracy=found.val_accuracy,
             train_loss=found.train_loss,

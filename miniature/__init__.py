@@ -1,7 +1,4 @@
-"""The embedded world: tiny CLIP models that this repository trains and ships, and tasks that need no download.
-
-Knows nothing of search, of serving, or of any model but its own.
-"""
+"""The embedded world: tiny CLIP models that this repository trains and ships, and tasks that need no download."""
 
 from __future__ import annotations
 
@@ -16,8 +13,8 @@ def open_box(request: BoxRequest) -> BlackBox:
     """Open `mini:NAME`.
 
     Raises:
-        RecipeError: an unknown name or option.
-        UnknownWordsError: classes or a template with words that these models were not trained on.
+        RecipeError: The name or an option is unknown.
+        UnknownWordsError: The classes or the template have words that these models were not trained on.
     """
     from engine.boxes.clip.box import OPTIONS, ClipBox
     from engine.errors import UnknownWordsError

@@ -1,8 +1,6 @@
-"""Captions that say a random part of what an image shows, and the test of whether a caption is true of an image.
+"""Captions that state a random part of what an image shows, and the test whether a caption is true of an image.
 
-A caption is first a row of claims, then words; the words never say more than the claims.
-
-Knows nothing of pixels, of tokens, or of models.
+A caption is first a row of claims, then words; the words never state more than the claims.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ Array = np.ndarray
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CATEGORIES = ("digit", "letter", "shape", "object")
 SEVERAL = MAX_COUNT + 1
-"""The claim of a plural without a number."""
+"""The claimed count of a plural without a number."""
 TEMPLATES = (
     "a {q}photo of {}.",
     "a {q}photo of {}.",
@@ -46,7 +44,7 @@ TEMPLATES = (
     "{}.",
     "{}",
 )
-"""`{q}`: where the quality is said. "a photo of" is the tasks' own template, hence three times."""
+"""`{q}` is the place of the quality. "a photo of", the tasks' own template, occurs more than once on purpose."""
 _WITH_QUALITY = 6
 _PLACES = (
     "in the upper left",
@@ -63,7 +61,7 @@ _PLACES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Claims:
-    """What n captions say; -1: nothing of that. All int64."""
+    """What n captions state, int64; -1: nothing about that."""
 
     item: Array
     """`(n, 2)`"""
@@ -74,7 +72,7 @@ class Claims:
     texture: Array
     """`(n, 2)`"""
     second: Array
-    """`(n,)` bool: whether the second group of a pair is spoken of."""
+    """`(n,)` bool: whether the second group of a pair is mentioned."""
     count: Array
     """`(n,)` sprites of the first group, SEVERAL for a bare plural; "a" claims 1."""
     position: Array
@@ -95,7 +93,7 @@ def category_of(items: Array) -> Array:
 
 
 def claim(random: np.random.Generator, scenes: Scenes) -> Claims:
-    """Claims that are true of these scenes: a random part of the truth, `(n,)` captions."""
+    """True claims about n scenes: a random part of what they show."""
     n = len(scenes)
 
     def keep(values: Array, share: Array | float) -> Array:
@@ -132,9 +130,9 @@ def claim(random: np.random.Generator, scenes: Scenes) -> Claims:
 
 
 def true_of(claims: Claims, scenes: Scenes) -> Array:
-    """`(captions, images)` bool: which captions are true of which images, as far as the attributes tell.
+    """`(captions, images)` bool: which captions are true of which images, by the attributes.
 
-    An unclear quality makes any word about it count as true: no negative is made of such an image.
+    Any claim about an unclear quality counts as true, so that such an image is never a negative.
     """
 
     def agree(said: Array, shown: Array) -> Array:
@@ -165,7 +163,7 @@ def true_of(claims: Claims, scenes: Scenes) -> Array:
 
 
 def say(random: np.random.Generator, claims: Claims) -> list[str]:
-    """The claims in words, in one of ten templates."""
+    """The claims in words, each in a random one of `TEMPLATES`."""
     dice = random.random((len(claims.count), 8))
     templates = random.integers(0, len(TEMPLATES), len(claims.count))
     templates = np.where(claims.quality > 0, templates % _WITH_QUALITY, templates)
@@ -226,7 +224,7 @@ def _article(word: str) -> str:
 
 
 def words() -> list[str]:
-    """Every word that a caption may hold: what the shipped models have learned to read."""
+    """All words that captions may use, which are those that the shipped models know."""
     bare = " ".join(TEMPLATES + _PLACES).replace("{q}", "").replace("{}", "")
     known = [*bare.split(), *ITEMS, *NUMBERS, *CATEGORIES, *SHAPES, *COLORS, *TEXTURES, *SIZES, *DIRECTIONS]
     known += [f"{name}s" for name in (*CATEGORIES, *SHAPES)] + ["crosses", *QUALITIES]

@@ -1,9 +1,8 @@
-"""The shipped models: opening them, checking that they are what this version expects, exporting them for open_clip.
+"""The shipped models: opening and checking them, and exporting them for open_clip.
 
-A weight file holds only the embedding rows of the tokens that its captions used. open_clip's loader refuses such a
-short table, so files are opened here and scattered into the full vocabulary, or exported as a full `local-dir`.
-
-Knows nothing of tasks, of prompts, or of how the weights came to be (see pretrain.py and README.md).
+A weight file holds the embedding rows of tokens in its captions only. open_clip's loader refuses such a short table, so
+files are opened here with the rows scattered into the full vocabulary, or exported as a complete `local-dir`. How they
+were trained is in pretrain.py and README.md.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ ABOUT = {
     "resnet": "a toy CLIP of 3 MB that comes with Keyhole and knows 130 tokens",
     "vit": "the same with a vision transformer, 6 MB",
 }
-"""What each is, in a line."""
+"""One line about each."""
 HASHES = {
     "resnet": "00cb2c83919d817eb4067249354236d0bb1465cfacf67996c7fd8f9f3ef49f58",
     "vit": "b0c5452d4b33a66e7d6a1d75812f0d56c729c9c1ae5bb32d0bc877747bbf7c4a",
@@ -41,7 +40,7 @@ _FOLDER = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """An opened model and what must be known to feed it."""
+    """An opened model and how to preprocess for it."""
 
     model: Any
     """open_clip.CLIP: fp32, eval, no gradients. Rows of the token embedding outside `vocabulary` are zero."""
@@ -56,16 +55,16 @@ class Loaded:
     weights_hash: str
     """SHA-256 of the file."""
     seed: int
-    """What the pretraining was seeded with."""
+    """The seed of the pretraining."""
 
 
 @lru_cache(maxsize=4)
 def load(name: str) -> Loaded:
-    """Open a shipped model. The same object each time: it is frozen.
+    """Open a shipped model; the same frozen object on every call.
 
     Raises:
-        RecipeError: no model of that name is shipped.
-        BoxError: its file is missing or is not the one this version was released with.
+        RecipeError: No model of this name is shipped.
+        BoxError: Its file is missing, or is not the one released with this version.
     """
     if name not in HASHES:
         raise RecipeError(f"unknown model 'mini:{name}'{nearest(name, HASHES)}; shipped: {', '.join(HASHES)}")

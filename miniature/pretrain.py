@@ -1,13 +1,11 @@
 """Training the shipped models from nothing: `python -m miniature.pretrain --model resnet --out FILE`.
 
-CLIP's symmetric InfoNCE on rendered images and captions drawn anew at each step. Off-diagonal captions that are true
-of an image are no negatives; throw-away linear heads that read the attributes off the image embedding help at first
-and fade out; one that foretells a shipped model's image embeddings may join them. The same recipe and number of
-threads give the same bits on one CPU type and torch build.
+CLIP's symmetric InfoNCE on rendered images, with new captions at each step. Off-diagonal captions that are true of an
+image are not negatives. Temporary linear heads predict the attributes from the image embedding, with a weight that
+fades out; another may predict a shipped model's image embeddings. The same recipe and number of threads give the same
+bits on one CPU type and torch build.
 
-Only the embedding rows of tokens that captions use are trained and kept, so the file stays small.
-
-Knows nothing of tasks, of prompts, or of what its models are used for.
+Only the embedding rows of tokens in captions are trained and stored, so the file stays small.
 """
 
 from __future__ import annotations
@@ -41,16 +39,16 @@ HEADS = {
     "background": len(render.COLORS),
     "quality": len(render.QUALITIES),
 }
-"""What the throw-away heads tell apart, and into how many classes."""
+"""What the temporary heads predict, and its number of classes."""
 TEACHING = 4.0
-"""Weight of the teacher's head beside the attribute heads."""
+"""Weight of the teacher's head relative to the attribute heads."""
 _VALIDATION = 1_000_000
 """Seeds from here on render validation images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What the weights follow from."""
+    """All that determines the weights."""
 
     model: str
     steps: int = 7_000
@@ -60,18 +58,18 @@ class Recipe:
     warmup: int = 60
     weight_decay: float = 0.05
     blocks: int = 64
-    """How many blocks of distinct images there are, gone through again and again with new captions."""
+    """Number of blocks of distinct images, which are repeated with new captions."""
     block: int = 4096
     """Images of a block."""
     teacher: str = ""
-    """A shipped model whose image embeddings a throw-away head learns to foretell; '': none."""
+    """A shipped model whose image embeddings a temporary head predicts; '': none."""
     start: str = ""
-    """A file of this architecture to go on from; '': from nothing."""
+    """A file of this architecture to start from; '': random weights."""
 
 
 @dataclass
 class Training:
-    """A training run between two steps."""
+    """The state of training between two steps."""
 
     recipe: Recipe
     model: Any
@@ -86,14 +84,14 @@ class Training:
 
 
 def vocabulary() -> list[int]:
-    """Ids of the tokens that captions use, ascending: the end token, which pools, stays the largest."""
+    """Ids of the tokens in captions, ascending: the end token, which is pooled, stays the largest."""
     tokenizer = open_clip.SimpleTokenizer(context_length=TEXT["context_length"])
     ids = {token for word in captions.words() for token in tokenizer.encode(word)}
     return sorted({0, tokenizer.sot_token_id, tokenizer.eot_token_id} | ids)
 
 
 def begin(recipe: Recipe, device: str = "cpu") -> Training:
-    """A fresh model, its throw-away heads and its optimiser."""
+    """A new model with its temporary heads and its optimiser. Raises RecipeError where the model is unknown."""
     if recipe.model not in ARCHITECTURES:
         raise RecipeError(
             f"unknown model {recipe.model!r}{nearest(recipe.model, ARCHITECTURES)}; known: {', '.join(ARCHITECTURES)}"
@@ -125,7 +123,7 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def step(training: Training) -> dict[str, float]:
-    """One step in place; the losses it saw."""
+    """Take one step in place and return its losses (nats) and the logit scale."""
     recipe, now = training.recipe, training.step
     images, scenes, taught = _batch(training)
     random = rng(recipe.seed, now, Purpose.WEIGHTS)
@@ -165,7 +163,7 @@ def step(training: Training) -> dict[str, float]:
 
 
 def _head_loss(logits: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
-    """Mean over the images that show it; 0 where none of the batch does."""
+    """Mean over the images that show the attribute; 0 where none does."""
     losses = functional.cross_entropy(logits, shown, ignore_index=-1, reduction="sum")
     return losses / (shown >= 0).sum().clamp(min=1)
 
@@ -195,7 +193,7 @@ def _taught(teacher: str, images: np.ndarray) -> np.ndarray:
 
 
 def _shown(scenes: render.Scenes) -> dict[str, np.ndarray]:
-    """What the heads read: `(n,)` classes, -1 where there is nothing to read. The pair's two groups count as one."""
+    """What the heads predict: `(n,)` classes, -1 where there is none. The two groups of a pair count as one."""
     alone = np.where(scenes.item[:, 1] < 0, 0, -1)
     first = {name: np.where(alone == 0, getattr(scenes, name)[:, 0], -1) for name in ("item", "color", "texture")}
     plain = {
@@ -239,7 +237,7 @@ def normalise(images: np.ndarray, device: str = "cpu") -> torch.Tensor:
 
 @torch.no_grad()
 def validate(training: Training, n: int = 2048) -> dict[str, float]:
-    """Zero-shot accuracies on fresh renders of single objects, and of the count of several."""
+    """Zero-shot accuracies, fractions of 1, on n new renders of single objects, and for counts of several."""
     training.model.eval()
     single, seen = render.render(_VALIDATION + training.recipe.seed, 0, n, kinds=(1.0, 0.0, 0.0))
     many, counted = render.render(_VALIDATION + training.recipe.seed, 1, n // 2, kinds=(0.0, 1.0, 0.0))
@@ -281,7 +279,7 @@ def _accuracy(training: Training, classes: list[str], embedded: torch.Tensor, la
 
 
 def save(training: Training, path: Path, losses: dict[str, float], accuracies: dict[str, float]) -> None:
-    """The model in fp16 with its short embedding table, and where it came from in the header."""
+    """Write the model in fp16 with its short embedding table; recipe, losses and accuracies go into the header."""
     from safetensors.torch import save_file
 
     state = {name: value.detach().cpu() for name, value in training.model.state_dict().items() if name != "attn_mask"}

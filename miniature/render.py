@@ -1,12 +1,10 @@
 """Procedural 32-pixel images: digits, letters and shapes, coloured, textured, counted, placed, warped, blurred, noisy.
 
-An image is a function of (seed, block): what is drawn (`Scenes`) and every nuisance come from one generator, and the
+An image is a function of (seed, block): its content (`Scenes`) and all nuisances are drawn from one generator, and
 pixels are computed elementwise, so the number of threads does not matter. Glyphs are drawn with the fonts that
 matplotlib ships.
 
-Letters: n images, two groups of like objects an image, up to S = 6 sprites.
-
-Knows nothing of words, of models, or of tasks.
+Letters: n images, two groups of equal objects per image, up to S = 6 sprites.
 """
 
 from __future__ import annotations
@@ -57,12 +55,12 @@ _FONTS = (
     *[f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")],
     *["cmb10", "cmr10", "cmss10", "cmti10", "cmtt10"],
 )
-"""The shipped fonts that have plain digits and both cases of the alphabet; the others are symbols."""
+"""Fonts with plain digits and both cases of the alphabet; matplotlib's others are symbols."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenes:
-    """What n images show; -1: absent, or not clear enough to be said. All int64."""
+    """What n images show, int64; -1: absent, or not clear enough to be stated."""
 
     item: Array
     """`(n, 2)` index into ITEMS; the second group is absent in all images but pairs."""
@@ -89,19 +87,19 @@ class Scenes:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """How images are degraded beyond what every image suffers."""
+    """Degradation in addition to that of all images."""
 
     light: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """What all channels of all images are multiplied by."""
+    """Factor for each channel of all images."""
     tint: float = 0.0
-    """How far the light of a single image may take away a channel besides, in [0, 1]."""
+    """Most that the light of an image dims a channel further, in [0, 1]."""
     contrast: float = 1.0
     noise: float = 0.0
-    """Standard deviation added to the noise, of full scale 1."""
+    """Added to the standard deviation of the noise, full scale 1."""
 
 
 def other(random: np.random.Generator, *taken: Array, num: int = 10) -> Array:
-    """`(n,)` draws from range(num), uniform over what none of `taken` has in that place."""
+    """`(n,)` draws from range(num), uniform over the values that no array of `taken` has in that place."""
     free = np.ones((len(taken[0]), num), bool)
     for values in taken:
         free[np.arange(len(values)), np.maximum(values, 0)] &= values < 0
@@ -109,16 +107,19 @@ def other(random: np.random.Generator, *taken: Array, num: int = 10) -> Array:
 
 
 def draw(random: np.random.Generator, n: int, *, kinds: tuple[float, float, float] = KINDS, **fixed: Array) -> Scenes:
-    """What to show in n images.
+    """Draw what n images show.
 
     Args:
-        kinds: shares, as in KINDS.
+        random: The generator.
+        n: Number of images.
+        kinds: Shares, as in KINDS.
         fixed: `(n,)` values for `item`, `color`, `texture` (of the first group), `count`, `size`, `position`,
-            `background` or `quality`; the rest is drawn, and a drawn colour differs from a fixed one it would hide in.
+            `background` or `quality`. The others are drawn, and a drawn colour differs from a fixed one of its
+            background or object.
     """
     kind = random.choice(3, n, p=kinds)
     single, several, pair = kind == 0, kind == 1, kind == 2
-    # A third each of digits, letters and shapes; sprites of a kind are mostly shapes.
+    # A third each of digits, letters and shapes; several of a kind are mostly shapes.
     category = np.where(several & (random.random(n) < 0.6), 2, random.integers(0, 3, n))
     item = fixed.get("item", _item(random, category))
     # A twelfth of single objects resembles a scan of handwriting: one light, blurry digit that fills a dark image.
@@ -131,7 +132,7 @@ def draw(random: np.random.Generator, n: int, *, kinds: tuple[float, float, floa
     second_color = np.where(pair, other(random, color, background), -1)
     size = fixed.get("size", np.where(single, np.where(scan, 1, random.random(n) < 0.6), np.where(several, 0, -1)))
     size = size.astype(np.int64)
-    # Letters are never textured here: tasks ask for textured letters as something unseen.
+    # Letters are never textured here: tasks use textured letters as something unseen.
     plain = (random.random(n) < 0.45) | ~single | (size == 0) | np.isin(item, LETTERS) | scan
     texture = fixed.get("texture", np.where(plain, 0, random.integers(1, 4, n)))
     count = fixed.get("count", np.where(single, 1, np.where(pair, 2, random.integers(2, MAX_COUNT + 1, n))))
@@ -242,7 +243,7 @@ def _paint(random: np.random.Generator, scenes: Scenes, look: Look) -> Array:
 
 
 def _layout(random: np.random.Generator, scenes: Scenes) -> tuple[Array, ...]:
-    """Where sprites lie: centre x and y, size, turn, shear and stretch, each `(n, S)`."""
+    """The layout of sprites: centre x and y, size, turn, shear and stretch, each `(n, S)`."""
     n = len(scenes)
     shape = (n, MAX_COUNT)
     jitter = random.uniform(-1.5, 1.5, (2, *shape))
@@ -286,7 +287,7 @@ def _weave(u, v, texture: Array, phase, angle, fineness):
 
 
 def _degrade(random: np.random.Generator, image, quality: Array, look: Look) -> Array:
-    """Light, blur, noise; then bytes."""
+    """Apply blur, light and noise, then convert to bytes `(n, 32, 32, 3)`."""
     import torch
 
     n = len(image)
@@ -315,7 +316,7 @@ def _degrade(random: np.random.Generator, image, quality: Array, look: Look) -> 
 
 @lru_cache(maxsize=1)
 def _bank():
-    """Masks `(2K, 32, 32)` float32, sharp then blurred, and where an item's masks begin and how many it has."""
+    """Masks `(2K, 32, 32)` float32, sharp then blurred; for each item its first mask and its number of masks."""
     import torch
 
     masks, first, num = [], [], []
@@ -330,7 +331,7 @@ def _bank():
 
 
 def _glyph_masks(character: str) -> list[Array]:
-    """One mask a font, stroke width and case."""
+    """One mask for each font, stroke width and case."""
     from pathlib import Path
 
     import matplotlib

@@ -1,10 +1,8 @@
 """Tasks that need no download: real handwriting from scikit-learn, and rendered ones that give a prompt real work.
 
-A task here is a pool (`train`; `val` is empty) from which a few-shot sampler draws, and one fixed test split. The
-images are functions of fixed seeds and of nothing else. Class names are partly ambiguous on purpose: "three" may be a
-digit or a count, "red" an object or what lies behind it.
-
-Knows nothing of models, of shots, or of methods.
+A task here is a pool (`train`; `val` is empty) from which a few-shot sampler draws, and one fixed test split. Images
+depend on fixed seeds only. Some class names are ambiguous on purpose: "three" may be a digit or a count, "red" an
+object or its background.
 """
 
 from __future__ import annotations
@@ -34,12 +32,12 @@ TASKS = {
     "texture": "the texture of a large shape; a control: tuning helps little",
     "count": "how many shapes there are, named in full; a control as well",
 }
-"""Name and what its classes are; the URI is `mini:NAME`."""
+"""Name -> what its classes are; the URI is `mini:NAME`."""
 
 POOL, POOL_DIGITS, TEST = 256, 40, 10_000
-"""Pool images a class: rendered, handwritten. Test images of a rendered task."""
+"""Pool images per class of rendered and of handwritten tasks; test images of a rendered task."""
 _SEED = 2_000_000
-"""Rendering seeds from here on belong to tasks; pretraining uses those below."""
+"""Rendering seeds from here on are for tasks; pretraining uses smaller ones."""
 _BLOCK = 500
 _PAPERS = np.array(
     [
@@ -52,7 +50,7 @@ _PAPERS = np.array(
 
 @dataclass(frozen=True)
 class _Design:
-    """How a rendered task is made: names of its classes, and what is fixed for given labels."""
+    """A rendered task: its class names, and what labels determine in a scene."""
 
     classes: tuple[str, ...]
     fixed: Callable[[np.random.Generator, Array], dict[str, Any]]
@@ -117,7 +115,7 @@ _DESIGNS = {
 
 
 def load(name: str) -> Task:
-    """The pool task `mini:NAME`.
+    """The pool task `mini:NAME`. Raises TaskError where the name is unknown.
 
     >>> task = load("digits")
     >>> task.classes[7], len(task.train), len(task.val), len(task.test)
@@ -151,7 +149,7 @@ def _task(name: str, classes: tuple[str, ...], train: Split, test: Split, **opti
 
 @dataclass(frozen=True, slots=True)
 class Rendered(ImageSource):
-    """A part of a rendered task, drawn block by block where it is read."""
+    """An `ImageSource` of a part of a rendered task, drawn block by block when read."""
 
     task: str
     part: str
@@ -162,7 +160,7 @@ class Rendered(ImageSource):
         return self.num
 
     def read(self, rows: Sequence[int]) -> list[Array]:
-        """`(32, 32, 3)` uint8 arrays."""
+        """uint8 RGB `(32, 32, 3)` of these rows. Raises IndexError where there is no such row."""
         if outside := [int(row) for row in rows if not 0 <= row < self.num]:
             raise IndexError(
                 f"rows {outside[:3]} are outside of the {self.num} images of mini:{self.task} ({self.part})"
@@ -187,12 +185,12 @@ def _labels(task: str, part: str) -> Array:
 
 @lru_cache(maxsize=64)
 def _block(task: str, part: str, block: int) -> Array:
-    """`(n, 32, 32, 3)` uint8, read-only: every caller in this process shares it."""
+    """`(n, 32, 32, 3)` uint8, read-only, as all callers in this process share it."""
     from miniature.render import render
 
     labels = _labels(task, part)[block * _BLOCK : (block + 1) * _BLOCK]
     seed = _seed(task, part)
-    # What a design draws by itself must not depend on what the renderer draws: another purpose, another stream.
+    # A design's own draws must not depend on the renderer's: another purpose gives another stream.
     fixed = _DESIGNS[task].fixed(rng(seed, 1 + block, Purpose.SPLIT), labels)
     images, _ = render(seed, block, len(labels), **fixed)
     images.setflags(write=False)
@@ -205,29 +203,29 @@ def _block(task: str, part: str, block: int) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Digits(ImageSource):
-    """All of scikit-learn's digits: 8 x 8 scans upscaled to 26 pixels inside 32."""
+    """An `ImageSource` of scikit-learn's digits: 8 x 8 scans enlarged to 26 pixels within 32."""
 
     def __len__(self) -> int:
         return len(_handwriting()[1])
 
     def read(self, rows: Sequence[int]) -> list[Array]:
-        """`(32, 32, 3)` uint8 arrays."""
+        """uint8 RGB `(32, 32, 3)` of these rows."""
         ink = _handwriting()[0]
         return [np.repeat(ink[row][:, :, None], 3, 2) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
 class BiasedDigits(ImageSource):
-    """The same digits in white on colours: 0.8 correlated with the label in the pool, the other way round elsewhere.
+    """The same digits in white on colours that follow the label with probability 0.8; inverted in the test split.
 
-    After Biased-MNIST (Bahng et al. 2020, arXiv:1910.02806): who learns the colour fails the test.
+    After Biased-MNIST (Bahng et al. 2020, arXiv 1910.02806): a classifier that learns the colour fails the test.
     """
 
     def __len__(self) -> int:
         return len(_handwriting()[1])
 
     def read(self, rows: Sequence[int]) -> list[Array]:
-        """`(32, 32, 3)` uint8 arrays."""
+        """uint8 RGB `(32, 32, 3)` of these rows."""
         ink, papers = _handwriting()[0], _papers()
         share = [ink[row][:, :, None] / 255 for row in rows]
         return [

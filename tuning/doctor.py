@@ -1,9 +1,7 @@
-"""The state of the environment: what is installed, what the hardware is, whether the embedded weights are whole.
+"""The state of the environment: installed packages, hardware, and whether the embedded weights are intact.
 
-Of a box: what it gives, accepts and knows of words, which way it computes and, where it computes in less than fp32,
-how its error compares with what a search's probe changes.
-
-Knows nothing of runs.
+Of a box: what it gives and accepts, its vocabulary, its implementation and, below fp32, its error in comparison with
+the effect of a search's probe.
 """
 
 from __future__ import annotations
@@ -36,9 +34,9 @@ PACKAGES = (
 
 
 def examine(box_uri: str | None = None) -> dict[str, Any]:
-    """Facts by name; `healthy` is False where something needed is missing or damaged.
+    """Findings by name, of the environment and of a box; `healthy` is False where something is missing or damaged.
 
-    Raises RecipeError for a box that is named wrongly.
+    Raises RecipeError where the box is named wrongly.
     """
     findings: dict[str, Any] = {
         "keyhole": _version("keyhole"),
@@ -80,7 +78,7 @@ def _weights() -> dict[str, str]:
 
 
 def _cache() -> str:
-    """Where image features are kept and how large that is."""
+    """The folder of the feature cache and its size."""
     from engine.boxes.feature_cache import LIMIT_BYTES, VARIABLE, cache_bytes, cache_folder
 
     folder = cache_folder()
@@ -127,23 +125,23 @@ def _device(findings: dict[str, Any]) -> str:
 def precision_error(
     uri: str, box: BlackBox, *, device: str = "cpu", h: float = 0.05, probes: int = 8, images: int = 32
 ) -> dict[str, float]:
-    """What a box's precision costs a search: its error against fp32, beside what a probe changes.
+    """The error of a box's precision against fp32, in comparison with the effect of a search's probe.
 
-    The loss is the cross-entropy of seeded random images under labels in turn; probes start at the template, as the
-    first step of `momentum` does. A search sees differences of losses, in which an offset common to all of them
-    cancels; so it is their error that counts.
+    The loss is the cross-entropy of seeded random images with cycled labels; probes start at the template, as in the
+    first step of `momentum`. A search uses differences of losses, in which a common offset cancels, so the error of
+    these differences counts.
 
     Args:
         uri: The box's URI, with its precision.
         box: That box, open; it gives features and accepts contexts.
         device: Where both compute.
         h: Root mean square of a probe's entries, in units of theta.
-        probes: How many directions.
-        images: How many images.
+        probes: Number of directions.
+        images: Number of images.
 
     Returns:
-        Largest error of a normalised feature (text or image); root mean square over the probes of the loss's error, of
-        a loss difference's error and of the loss differences themselves in fp32; the quotient of the latter two.
+        The largest error of a normalised feature (text or image); the root mean square over the probes of the loss's
+        error, of a loss difference's error and of the loss differences in fp32; the quotient of the last two.
     """
     from engine.boxes import open_box
     from engine.prompts import make_prompt
@@ -171,7 +169,7 @@ def precision_error(
 
 
 def _losses(outputs: Outputs, labels: Array) -> Array:
-    """`(P,)` cross-entropies, in float64 from the features on, so that fp32 logits do not blur what is compared."""
+    """`(P,)` cross-entropies, in float64 from the features on, so that rounding of fp32 logits does not count."""
     assert outputs.text is not None and outputs.image is not None
     logits = outputs.scale * outputs.image.astype(np.float64) @ outputs.text.astype(np.float64).transpose(0, 2, 1)
     return -np.take_along_axis(log_softmax(logits, axis=-1), labels[None, :, None], -1)[..., 0].mean(-1)

@@ -1,6 +1,6 @@
-"""When, where and with what a comparison ran: an entry of `ran.json` for its beginning and for every resume.
+"""When, where and with which versions a comparison ran: an entry in `ran.json` for its start and for every resume.
 
-Written while it runs, so that a report remade later or elsewhere names what made the numbers, not what made the page.
+Written during the run, so that a report made later or elsewhere describes the origin of the numbers.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def now() -> str:
 
 @contextmanager
 def recorded(out: Path, *, parallel: int | None, since: float) -> Iterator[None]:
-    """Record one session of a comparison in its folder; an entry without `seconds` was killed, or still runs.
+    """Record one session of a comparison in its folder; an entry without `seconds` was killed or is running.
 
     Args:
-        out: the comparison's folder.
-        parallel: trials at once, as the user asked for them.
-        since: `time.monotonic()` when it started.
+        out: The comparison's folder.
+        parallel: Trials at once, as the user set it.
+        since: `time.monotonic()` at its start.
     """
     earlier, entry = sessions(out), {"started": now(), "seconds": None, "parallel": parallel, **_here(out)}
 
@@ -52,7 +52,7 @@ def recorded(out: Path, *, parallel: int | None, since: float) -> Iterator[None]
 
 
 def sessions(out: Path) -> list[dict[str, Any]]:
-    """The sessions of a comparison, in order; none where it was made before they were recorded."""
+    """The sessions of a comparison, in order; none where an earlier version did not record them."""
     file = out / RAN
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
 
@@ -71,7 +71,7 @@ def _here(out: Path) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The git commit that this code is of, and whether it was changed since; None where it is no checkout."""
+    """The git commit of this code, with a note of uncommitted changes; None outside of a checkout."""
     here = Path(__file__)
 
     def git(*words: str) -> str:
@@ -80,7 +80,7 @@ def commit() -> str | None:
         ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # installed code may lie inside somebody else's checkout
+        git("ls-files", "--error-unmatch", here.name)  # installed code may be inside another checkout
         return git("rev-parse", "HEAD") + " with changes" * bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,8 +1,7 @@
 """Users' own data on disk: folders of images, and CoOp's layout, each read into a pool.
 
-A pool holds every image that few-shot splits may be drawn from, a validation split if the data has one, and the final
-test split. Images stay where they are: sources hold paths, and files are decoded where the box lives.
-Knows nothing of shots, seeds of a run, boxes or prompts.
+A pool holds all images that few-shot splits may be drawn from, a validation split if the data has one, and the final
+test split. Sources hold paths only: files are decoded in the box's process.
 """
 
 from __future__ import annotations
@@ -32,23 +31,27 @@ COOP_TEMPLATES = {
     "Food101": "a photo of {}, a type of food.",
     "UCF101": "a photo of a person doing {}.",
 }
-"""Hand-written templates of CoOp's zero-shot baseline, by the name in split_zhou_NAME.json; all others: the default."""
+"""Templates of CoOp's zero-shot baseline, by the name in split_zhou_NAME.json; the others use the default."""
 
 COOP_FOLDERS = ("", "images", "2750", "101_ObjectCategories", "jpg", "SUN397", "UCF-101-midframes")
-"""Where CoOp's data sets keep their images, below the folder of the split file."""
+"""Folders of images in CoOp's data sets, below that of the split file."""
 
 
 def folder(path: str, *, template: str = DEFAULT_TEMPLATE, test: float = 0.4, split_seed: int = 1) -> Task:
-    """`folder:PATH`: a folder a class, below train/, val/ (optional) and test/, or directly below PATH.
+    """The pool of `folder:PATH`: a folder per class, below train/, val/ (optional) and test/, or directly below PATH.
 
-    Without train/ and test/, `test` of each class (a fraction; at least one image) is set aside by `split_seed`. The
-    test split does not follow the run's seed, so that runs with several seeds are measured on the same images.
-    Classes are in the order of their folders' names; a name is its folder's with `_` as space, unless classnames.txt
-    says otherwise: lines `folder: name` for some folders, or one plain name a line for all, in that order.
+    Classes are ordered by their folders' names. Their names are those of the folders with `_` as space, unless
+    classnames.txt has others: lines `folder: name` for some folders, or one name per line for all, in that order.
+
+    Args:
+        path: PATH.
+        template: A sentence with one `{}` for the class name.
+        test: Share of each class, in (0, 1) and at least one image, that is held out where there is no train/.
+        split_seed: Draws that split. It is not the run's seed: runs with several seeds share their test images.
 
     Raises:
-        TaskError: no such folder, a class that only test/ or val/ has, a malformed classnames.txt.
-        RecipeError: an option out of range.
+        TaskError: There is no such folder, only test/ or val/ has a class, or classnames.txt is malformed.
+        RecipeError: An option is out of range.
     """
     root = _root(path, "folder")
     if not 0 < test < 1 or split_seed < 0:
@@ -88,14 +91,17 @@ def folder(path: str, *, template: str = DEFAULT_TEMPLATE, test: float = 0.4, sp
 
 
 def coop(path: str, *, template: str | None = None, images: str | None = None) -> Task:
-    """`coop:PATH`: CoOp's `split_zhou_NAME.json`, read as it is. PATH is that file or the folder that holds it.
+    """The pool of `coop:PATH`, CoOp's `split_zhou_NAME.json` or the folder that holds it.
 
-    The file lists `[path, label, classname]` under train, val and test. Images are looked for below PATH and the
-    folders that CoOp's data sets use, or below `images`. Class names have `_` as space; the template is CoOp's own for
-    that data set.
+    The file lists `[path, label, classname]` under train, val and test. In class names `_` becomes a space.
 
-    Raises:
-        TaskError: no or several split files, a malformed one, contradictory labels, a listed image that is missing.
+    Args:
+        path: PATH.
+        template: A sentence with one `{}`; None: CoOp's own for this data set.
+        images: The folder of the images; None: it is searched among those that CoOp's data sets use.
+
+    Raises TaskError where there is not exactly one split file, it is malformed or contradicts itself, or an image that
+    it lists is missing.
     """
     split_file = _coop_file(path)
     try:
@@ -133,7 +139,7 @@ def coop(path: str, *, template: str | None = None, images: str | None = None) -
 def _root(path: str, scheme: str) -> Path:
     if not path:
         raise TaskError(f"{scheme}: names no path; give {scheme}:PATH")
-    # Workers may run elsewhere on the same machine, so a path must not hang on the current folder.
+    # Workers may run in another folder, so the path must be absolute.
     root = Path(path).expanduser().absolute()
     if not root.exists():
         raise TaskError(f"{scheme}:{path} does not exist; give a folder that does")
@@ -147,12 +153,12 @@ def _folders(root: Path) -> list[str]:
 
 
 def _has_folders(root: Path) -> bool:
-    # A class may be called "train": then train/ holds images and no folders.
+    # A class may be named "train": then train/ holds images and no folders.
     return root.is_dir() and bool(_folders(root))
 
 
 def _read_split(root: Path, folders: list[str]) -> Split:
-    """Images of each class folder below `root`, by name. Folders missing here have no images in this split."""
+    """The images of each class folder below `root`, by name. A missing folder has no images in this split."""
     unknown = sorted(set(_folders(root)) - set(folders))
     if unknown:
         raise TaskError(
@@ -175,7 +181,7 @@ def _read_split(root: Path, folders: list[str]) -> Split:
 
 
 def _held_out(everything: Split, folders: list[str], fraction: float, seed: int) -> Array:
-    """`(n,)` bool: the test images of a folder that has no splits of its own."""
+    """`(n,)` bool: the test images of a folder without splits."""
     held = np.zeros(len(everything), bool)
     for label, name in enumerate(folders):
         rows = np.flatnonzero(everything.labels == label)

@@ -1,8 +1,4 @@
-"""Image classification sets of the Hugging Face hub, read into a pool (the optional extra `data`).
-
-A pool holds every image that few-shot splits may be drawn from, a validation split if the data has one, and the final
-test split. Knows nothing of shots, seeds, boxes or prompts.
-"""
+"""Image classification sets of the Hugging Face hub, read into a pool as in folders.py (the optional extra `data`)."""
 
 from __future__ import annotations
 
@@ -30,14 +26,14 @@ def hub(
     image: str = "image",
     label: str = "label",
 ) -> Task:
-    """`hf:ORG/NAME`: an image classification set of the Hugging Face hub (needs the extra `data`).
+    """The pool of `hf:ORG/NAME`, an image classification set of the Hugging Face hub (needs the extra `data`).
 
     Options name the configuration, the splits and the columns. Class names are those of the label column, with `_` as
     space.
 
     Raises:
-        RecipeError: the package `datasets` is not installed.
-        TaskError: a set, split or column that does not exist, or labels without names.
+        RecipeError: The package `datasets` is not installed.
+        TaskError: The set, a split or a column does not exist, or the labels have no names.
     """
     if not name:
         raise TaskError("hf: names no data set; give hf:ORG/NAME")
@@ -60,7 +56,7 @@ def hub(
 
 @dataclass(frozen=True)
 class HubImages(EncodedSource):
-    """An ImageSource over one split of a hub data set: travels as its name, opens where it is read."""
+    """An `ImageSource` of one split of a hub data set: pickled by name, opened where it is read."""
 
     name: str
     config: str | None
@@ -70,7 +66,12 @@ class HubImages(EncodedSource):
 
     @cached_property
     def rows(self) -> Any:
-        """The opened split, with images undecoded."""
+        """The opened split, with encoded images.
+
+        Raises:
+            RecipeError: The package `datasets` is not installed.
+            TaskError: The set, the split or the image column does not exist.
+        """
         try:
             import datasets
         except ImportError as error:
@@ -87,7 +88,7 @@ class HubImages(EncodedSource):
             ) from error
 
     def class_names(self) -> list[str]:
-        """Names of the label column's classes."""
+        """The class names of the label column. Raises TaskError where it has none."""
         names = getattr(self.rows.features.get(self.label), "names", None)
         if not names:
             raise TaskError(
@@ -97,7 +98,7 @@ class HubImages(EncodedSource):
         return list(names)
 
     def labels(self) -> Array:
-        """`(n,)` int64."""
+        """`(n,)` int64 labels. Raises TaskError where the column does not exist."""
         if self.label not in self.rows.features:
             raise TaskError(f"hf:{self.name} split {self.split!r} has no column {self.label!r}; say which with ?label=")
         return np.array(self.rows[self.label], np.int64)
@@ -109,7 +110,7 @@ class HubImages(EncodedSource):
         return {key: value for key, value in self.__dict__.items() if key != "rows"}
 
     def fetch(self, row: int) -> Encoded:
-        """One image as the set holds it. Raises TaskError where it lies in a file that is gone."""
+        """One encoded image. Raises TaskError where its file is missing."""
         cell, name = self.rows[int(row)][self.image], f"hf:{self.name} {self.split}[{int(row)}]"
         try:
             return Encoded(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes(), name)

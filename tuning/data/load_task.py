@@ -1,14 +1,12 @@
 """Tasks by URI: a pool of images becomes few-shot train and validation splits, by a seed.
 
-The protocol is CoOp's (Zhou et al. 2022, arXiv 2109.01134, section 4.1): `shots` images a class to train on and
-min(shots, 4) a class to select on, drawn from the validation split where the data has one and from what training left
-over otherwise; the test split is the data's own, whole, the same for every seed. Base and new classes are the first
-ceil(C / 2) and the rest (Zhou et al. 2022, arXiv 2203.05557).
+The protocol is CoOp's (Zhou et al. 2022, arXiv 2109.01134, section 4.1): `shots` training images per class and
+min(shots, 4) validation images per class, drawn from the validation split where the data has one, else from the
+remaining training images; the test split is the data's own, complete and the same for every seed. Base and new classes
+are the first ceil(C / 2) and the others (Zhou et al. 2022, arXiv 2203.05557).
 
-One difference, on purpose: each class is drawn from a stream of its own, keyed by its name. So adding a class, or
-taking the base half, changes no other class's sample, and the 8-shot sample lies inside the 16-shot one.
-
-Knows nothing of boxes, prompts or how images are encoded.
+One difference, on purpose: each class is drawn from its own random stream, keyed by its name. So adding a class, or
+taking the base half, changes no other class's sample, and the 8-shot sample is a part of the 16-shot one.
 """
 
 from __future__ import annotations
@@ -40,8 +38,8 @@ SCHEMES: dict[str, str] = {
 """Scheme -> `module:function`, resolved when first used.
 
 A loader takes what follows the scheme (nothing, if it declares no positional parameter) and the URI's query as
-keyword-only arguments, each of its default's type, and returns a *pool*: a Task whose `train` holds every image that
-may be drawn from, whose `val` is the data's validation split or empty, and whose `test` is final.
+keyword-only arguments, each of its default's type, and returns a *pool*: a Task whose `train` holds all images that may
+be drawn from, whose `val` is the data's validation split or empty, and whose `test` is final.
 """
 
 FORMS: dict[str, str] = {
@@ -52,34 +50,34 @@ FORMS: dict[str, str] = {
     "toy:": "made-up images for the box toy:, to try Keyhole itself",
     "package.module:function": "your own loader",
 }
-"""How each scheme is written, and what it is for."""
+"""How each scheme is written, and what it loads."""
 
 VAL_SHOTS = 4
-"""Validation images a class, at most: CoOp's min(shots, 4)."""
+"""Most validation images per class: CoOp's min(shots, 4)."""
 
 ON_DISK = frozenset({"folder", "coop"})
-"""Schemes whose rest is a path."""
+"""Schemes followed by a path."""
 
 
 def load_task(uri: str, *, shots: int = 16, seed: int = 1, half: str = "all", test_images: int | None = None) -> Task:
-    """A task with its few-shot splits drawn, and its images looked over.
+    """A task with its few-shot splits drawn and its images checked.
 
     Args:
         uri: `mini:NAME`, `toy:`, `folder:PATH`, `coop:PATH`, `hf:NAME` or `package.module:function[:REST]`, each with
             options as a query (`folder:pets?template=a photo of a {}, a type of pet.`; `&` and `+` in a value are
             written %26 and %2B); `imbalance=20&label_noise=0.2` degrade any task's training split.
-        shots: training images a class, >= 1; validation takes min(shots, 4) a class besides.
-        seed: which sample, >= 0.
-        half: all classes, the base (first) or the new (second) half of them.
-        test_images: images of the test split, drawn by `seed`, >= 1; None, or more than there are: all.
+        shots: Training images per class, >= 1; there are also min(shots, 4) validation images per class.
+        seed: Draws the sample, >= 0.
+        half: One of `HALVES`: all classes, or the base (first) or new (second) half.
+        test_images: How many test images to draw by `seed`, >= 1; None, or more than there are: all.
 
     Returns:
         A Task whose train split has `shots * C` rows and whose val split has `min(shots, 4) * C`, class by class.
 
     Raises:
-        RecipeError: an unknown scheme, option or half; shots, seed or test_images out of range.
-        TaskError: data that cannot make this task, with the class or file named; an image of any split whose header or
-            end says that it cannot be read.
+        RecipeError: The scheme, an option or the half is unknown; shots, seed or test_images are out of range.
+        TaskError: The data cannot make this task, or the header or the end of an image shows that it cannot be read;
+            the message names the class or the file.
     """
     if shots < 1:
         raise RecipeError(f"{shots=}: a few-shot task needs at least 1 image a class; give shots of 1 or more")
@@ -94,12 +92,12 @@ def load_pool(uri: str, *, allow_code: bool = True) -> Task:
     """All of a task's images, before anything is drawn.
 
     Args:
-        uri: as of `load_task`.
-        allow_code: whether it may be `package.module:function`: only where the user typed it.
+        uri: As in `load_task`.
+        allow_code: Whether it may be `package.module:function`: only where the user typed it.
 
-    Raises as `load_task` does.
+    Raises RecipeError and TaskError as `load_task` does.
     """
-    degradations(uri)  # refused before anything is read
+    degradations(uri)  # refuses wrong values before anything is read
     loader, rest, options = _resolve(uri, allow_code)
     pool = replace(_call(loader, rest, options, uri), uri=uri)
     _check(pool)
@@ -115,7 +113,7 @@ def few_shot(pool: Task, *, shots: int, seed: int) -> Task:
 
 
 def part_of_test(task: Task, number: int | None, seed: int) -> Task:
-    """The task with so many images of its test split, drawn by `seed`; None, or more than there are: all.
+    """The task with `number` of its test images, drawn by `seed`; None, or more than there are: all.
 
     Raises RecipeError for a number below 1.
     """
@@ -129,9 +127,9 @@ def part_of_test(task: Task, number: int | None, seed: int) -> Task:
 
 
 def looked_over(task: Task, splits: Sequence[str] = ("train", "val", "test")) -> Task:
-    """The task, if the header and the end of every image of these splits, where it lies encoded, say it can be read.
+    """The task, after checking the header and the end of every encoded image of these splits.
 
-    Raises TaskError naming the first that cannot.
+    Raises TaskError naming the first image that cannot be read.
     """
     check_images(*(task.splits[split].source for split in splits))
     return task
@@ -140,8 +138,8 @@ def looked_over(task: Task, splits: Sequence[str] = ("train", "val", "test")) ->
 def few_shot_rows(pool: Task, *, shots: int, seed: int) -> tuple[Array, Array]:
     """`(shots * C,)` rows of the pool's train split, and `(min(shots, 4) * C,)` rows of its val split.
 
-    Where the pool has no val split, the latter are rows of its train split too, none of them drawn for training.
-    Raises TaskError naming the first class with too few images.
+    Without a val split, the latter are rows of the train split that are not used for training. Raises TaskError naming
+    the first class with too few images.
     """
     num_val = min(shots, VAL_SHOTS)
     own_val = len(pool.val) > 0
@@ -152,13 +150,16 @@ def few_shot_rows(pool: Task, *, shots: int, seed: int) -> tuple[Array, Array]:
     for label, name in enumerate(pool.classes):
         drawn = _shuffled(pool.train, label, name, seed)
         train.append(drawn[:shots])
-        # Validation comes from the other end, so that neither sample moves when the number of shots changes.
+        # Validation is drawn from the other end, so that other shots keep both samples.
         val.append((_shuffled(pool.val, label, name, seed) if own_val else drawn[::-1])[:num_val])
     return np.concatenate(train), np.concatenate(val)
 
 
 def halve(pool: Task, half: str) -> Task:
-    """The base (first ceil(C / 2)) or new (remaining) classes of a pool, relabelled from 0."""
+    """The base (first ceil(C / 2)) or new (other) classes of a pool, relabelled from 0; all of them for "all".
+
+    Raises TaskError where the half is empty.
+    """
     if half == "all":
         return pool
     middle = -(-len(pool.classes) // 2)
@@ -176,7 +177,7 @@ def halve(pool: Task, half: str) -> Task:
 
 
 def located(uri: str) -> str:
-    """A task's URI with its path, where it has one, made absolute: it means the same from any folder.
+    """A task's URI with an absolute path, where it has a path, so that it does not depend on the current folder.
 
     >>> located("folder:/data/pets?test=0.5"), located("mini:digits")
     ('folder:/data/pets?test=0.5', 'mini:digits')
@@ -189,14 +190,14 @@ def located(uri: str) -> str:
 
 
 def task_names() -> tuple[str, ...]:
-    """What `keyhole list tasks` prints: the embedded tasks by name, then the forms that take a user's data."""
+    """The embedded tasks by name, then the forms for users' data, as `keyhole list tasks` prints them."""
     from miniature.tasks import TASKS
 
     return (*(f"mini:{name}" for name in TASKS), *(form for form in FORMS if form != "mini:NAME"))
 
 
 def _resolve(uri: str, allow_code: bool = True) -> tuple[Callable[..., Task], str, dict[str, str]]:
-    """The loader, what follows the scheme, and the options but those that degrade the task."""
+    """The loader, what follows the scheme, and the options except those that degrade the task."""
     scheme, rest, options = parse_uri(uri, "task")
     colon = ":" in uri
     if colon and scheme in SCHEMES:
@@ -218,7 +219,7 @@ def _resolve(uri: str, allow_code: bool = True) -> tuple[Callable[..., Task], st
 
 
 def _call(loader: Callable[..., Task], rest: str, options: Mapping[str, str], uri: str) -> Task:
-    """Hand the loader what its signature declares; refuse what it does not."""
+    """Call the loader with the options that its signature declares; refuse others."""
     parameters = inspect.signature(loader).parameters.values()
     takes_rest = any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
     known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
@@ -239,7 +240,7 @@ def _call(loader: Callable[..., Task], rest: str, options: Mapping[str, str], ur
 
 
 def _typed(text: str, default: object, where: str) -> object:
-    """An option's text as a number where its default is one."""
+    """An option's text, as a number where its default is one."""
     kind = type(default)
     if kind not in (int, float):
         return text
@@ -250,7 +251,7 @@ def _typed(text: str, default: object, where: str) -> object:
 
 
 def _check(pool: Task) -> None:
-    """What every pool must be, whoever loaded it."""
+    """Raise TaskError where a loader's pool is inconsistent."""
     uri = pool.uri
     if len(pool.classes) < 2:
         raise TaskError(f"{uri} has {len(pool.classes)} classes; a task needs at least 2")
@@ -258,7 +259,7 @@ def _check(pool: Task) -> None:
         raise TaskError(f"{uri}: template {pool.template!r} must hold one {{}} for the class name")
     seen: dict[str, str] = {}
     for name in pool.classes:
-        # Tokenizers fold case and spaces, so names that differ in nothing else get the same text and the same scores.
+        # Tokenizers fold case and spaces: names that differ in nothing else would have the same scores.
         folded = " ".join(name.casefold().split())
         if not folded:
             raise TaskError(f"{uri} has a class with an empty name; give every class a name")
@@ -309,7 +310,7 @@ def _counts(pool: Task, split: Split) -> Array:
 
 
 def _shuffled(split: Split, label: int, name: str, seed: int) -> Array:
-    """All rows of one class in the order of this seed: a function of the seed, the class's name and its image count."""
+    """All rows of a class in an order that depends on the seed, the class's name and its number of images only."""
     rows = np.flatnonzero(split.labels == label)
     return rows[rng(seed, zlib.crc32(name.encode()), Purpose.FEW_SHOT).permutation(len(rows))]
 

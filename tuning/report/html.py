@@ -1,6 +1,6 @@
-"""report.html: one file that can be sent to a colleague. No script, no link to anything outside; prints well.
+"""report.html: one file that can be sent to a colleague, without scripts and external links; it prints well.
 
-What it looks like is in page.html.j2. Knows nothing of how numbers were made.
+The layout is in page.html.j2.
 """
 
 from __future__ import annotations
@@ -38,7 +38,15 @@ CAPTIONS = {
 def render(
     out: Path, comparison: Comparison, summary: Mapping[str, Any], tables: Sequence[Table], pictures: Sequence[str]
 ) -> str:
-    """The page as text."""
+    """The page as HTML.
+
+    Args:
+        out: The comparison's folder.
+        comparison: Its settings.
+        summary: The content of summary.json.
+        tables: In the order to be shown.
+        pictures: Names of PNG files in `out`.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -65,10 +73,10 @@ def render(
 
 
 def _commands(out: Path, comparison: Comparison, ran: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What to type in the folder that holds `out`: to run it again, to make the page again, to go on with it."""
+    """Commands, for the folder that holds `out`, that run the comparison again, remake the page and resume the run."""
     parallel = ran[-1]["parallel"] if ran else None
     home = ran[-1]["folder"] if ran else "."
-    # Relative paths of tasks are those of the folder in which it was run.
+    # Relative paths of tasks refer to the folder in which it ran.
     elsewhere = home != "." and uses_files_of(comparison, out.parent / home)
     place = os.path.relpath(out, (out.parent / home).resolve()) if elsewhere else out.name
 
@@ -84,7 +92,7 @@ def _commands(out: Path, comparison: Comparison, ran: Sequence[Mapping[str, Any]
 
 
 def _missing(failed: Sequence[Mapping[str, Any]]) -> str:
-    """How many runs failed, were cut short, were never begun."""
+    """How many runs failed, are unfinished, were never begun."""
     kinds = Counter(entry["error"] if entry["error"] in (UNFINISHED, UNBEGUN) else "failed" for entry in failed)
     return ", ".join(f"{number} {kind}" for kind, number in kinds.items())
 
@@ -122,7 +130,7 @@ def _ledger(summary: Mapping[str, Any]) -> Table:
 
 
 def _versions(summary: Mapping[str, Any]) -> list[str]:
-    """Of what made the numbers: the runs' own versions, and the packages of the sessions that started them."""
+    """The versions that the runs recorded, and the packages of the sessions that started them."""
     told = {"keyhole": summary["versions"]}
     for session in summary["ran"]:
         for name, found in {"python": session["python"], **session["packages"]}.items():

@@ -1,7 +1,4 @@
-"""A comparison's report from what lies in its folder: results.csv, summary.json, tables, curves.png, report.html.
-
-Knows nothing of how trials were run.
-"""
+"""A comparison's report from the files in its folder: results.csv, summary.json, tables, curves.png, report.html."""
 
 from __future__ import annotations
 
@@ -31,17 +28,20 @@ COLUMNS = (
     "test_images_of", "zero_shot_accuracy", "accuracy", "val_accuracy", "train_loss", "base_accuracy", "new_accuracy",
     "seconds", "workers", "fingerprint", "version",
 )  # fmt: skip
-"""Of result.json, and first in results.csv."""
+"""Keys of result.json, and the first columns of results.csv."""
 PROMPT = ("dim", "context_tokens", "contexts", "subspace")
-"""What each method searched, as its trial noted it: dimensions d, context tokens M, 1 context or one per class."""
+"""What each method searched, as its trial recorded it: dimensions d, context tokens M, 1 context or one per class."""
 OURS = ("harmonic_mean", "gives", "label", "config", "search", "trial", "error", *PROMPT)
-"""Last in results.csv: what a comparison adds."""
+"""The last columns of results.csv, which a comparison adds."""
 COUNTS = ("evaluations", "pairs", "test_pairs", "sequences", "image_encodes", "bytes", "retries", "duplicates",
           "cost", "seconds")  # fmt: skip
 
 
 def remake(out: str | Path) -> dict[str, Any]:
-    """Write all of the report; returns what summary.json holds. Raises ArtifactError where there is no comparison."""
+    """Write the whole report and return the content of summary.json.
+
+    Raises ArtifactError where the folder holds no comparison.
+    """
     out = Path(out)
     comparison = settings_of(out)
     rows = rows_of(out, comparison)
@@ -54,7 +54,7 @@ def remake(out: str | Path) -> dict[str, Any]:
 
 
 def settings_of(out: Path) -> Comparison:
-    """The comparison's settings."""
+    """The settings of the comparison in a folder. Raises ArtifactError where it holds none."""
     if not (out / "compare.yaml").is_file():
         raise ArtifactError(f"{out} holds no compare.yaml: name the folder of a `keyhole compare`")
     return make_comparison(settings_text.read(out / "compare.yaml", "comparison"))
@@ -67,11 +67,11 @@ def text(out: str | Path, summary: Mapping[str, Any]) -> str:
 
 
 def rows_of(out: Path, comparison: Comparison) -> list[dict[str, Any]]:
-    """A row a trial, in the comparison's order: result.json, what was read besides, or why that is missing."""
+    """A row for each trial, in the comparison's order: its result and reads, or why they are missing."""
     written = {path.parent.name: Trial.read(path.parent) for path in sorted((out / "trials").glob(f"*/{TRIAL}"))}
     try:
         planned = {trial.name: trial for trial in trials_of(comparison)}
-    except KeyholeError:  # a method or a task of another installation: what was written is then all that is known
+    except KeyholeError:  # a method or task that is not installed here: only what was written is known
         planned = {}
     return [_row(out / "trials" / name, trial) for name, trial in {**planned, **written}.items()]
 
@@ -107,7 +107,7 @@ def _missing(folder: Path) -> str:
 
 
 def _options(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What was set of a method and its prompt, and is in no column of its own."""
+    """Settings of a method and its prompt that have no column of their own."""
     method, prompt = recipe["method"], recipe["prompt"]
     own = {key: value for key, value in method.items() if key != "name"} if isinstance(method, dict) else {}
     return own | {key: prompt[key] for key in ("width", "grid") if prompt[key] is not None}
@@ -158,7 +158,7 @@ def summary_of(out: Path, comparison: Comparison, rows: Sequence[Mapping[str, An
 def _headlines(
     comparison: Comparison, blocks: Sequence[Mapping[str, Any]], searches: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, str]]:
-    """What was found, of each block."""
+    """The headline of each block."""
     many_boxes, many_shots = len(comparison.boxes) > 1, len(comparison.shots) > 1
     return [
         headline(
@@ -223,7 +223,7 @@ def _block(block: tuple[str, str, int], rows: Sequence[Mapping[str, Any]]) -> di
         by_seed: dict[int, list[float]] = {}
         for (_, seed), accuracy in mine.items():
             by_seed.setdefault(seed, []).append(accuracy)
-        # The interval is over seeds, each the mean of its tasks: how the average would move with other samples.
+        # The interval is over seeds, each the mean over tasks: how the average varies with the few-shot samples.
         whole = [sum(values) / len(values) for values in by_seed.values() if len(values) == len(tasks)]
         own = [row for row in rows if row["label"] == label]
         methods.append(

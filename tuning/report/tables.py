@@ -1,7 +1,4 @@
-"""The tables of a report: what stands beside what.
-
-Knows nothing of files, and of how a table is shown.
-"""
+"""The tables of a report, as rows of text."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ from tuning.report.statistics import average
 from tuning.report.terminal_table import Table, count, percent
 
 NARROW = 4
-"""Most tasks that a terminal shows in columns of their own."""
+"""Most tasks with columns of their own on a terminal."""
 
 
 def tables_of(comparison: Comparison, summary: Mapping[str, Any], *, wide: bool = True) -> list[Table]:
-    """All tables of a report, in the order to be read; `wide` has a column for every task."""
+    """All tables of a report, in reading order; `wide` ones have a column for every task."""
     results = summary["results"]
     tables = [_block(block, results, wide) for block in summary["blocks"]]
     if wide and results:
@@ -37,7 +34,7 @@ def tables_of(comparison: Comparison, summary: Mapping[str, Any], *, wide: bool 
 
 
 def _failed(failed: Sequence[Mapping[str, Any]]) -> Table:
-    """A row a reason: a method that a box refuses is refused for every seed."""
+    """A row for each reason, as a box that refuses a method refuses it for every seed."""
     whys: dict[str, list[str]] = {}
     for entry in failed:
         whys.setdefault(entry["error"], []).append(entry["trial"])
@@ -49,7 +46,7 @@ def _failed(failed: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _spread(entry: Mapping[str, Any] | None) -> str:
-    """Mean and half of the interval from three seeds on; the range of two; one value alone."""
+    """The mean, from three seeds on with half of the interval, for two with their range."""
     if entry is None or entry["mean"] is None:
         return "-"
     if entry["high"] is not None:
@@ -165,7 +162,7 @@ def listed(
 
 
 def _shared(results: Sequence[Mapping[str, Any]], *kinds: str) -> list[Mapping[str, Any]]:
-    """The entries of those tasks or boxes that took the most methods: means over others compare unlike things."""
+    """The entries of the tasks or boxes with the most methods, so that all means are over the same ones."""
     took: dict[tuple[Any, ...], set[str]] = {}
     for entry in results:
         took.setdefault(tuple(entry[kind] for kind in kinds), set()).add(entry["method"])
@@ -208,7 +205,7 @@ def _shift(results: Sequence[Mapping[str, Any]]) -> Table | None:
 
 
 def _degraded(results: Sequence[Mapping[str, Any]], kind: str) -> list[Table]:
-    """Method by degradation, for each task or box that is compared in several states."""
+    """Method by degradation, for each task or box that occurs in several states."""
     families: dict[str, list[str]] = {}
     for uri in dict.fromkeys(entry[kind] for entry in results):
         families.setdefault(without_degradations(uri), []).append(uri)
@@ -226,7 +223,7 @@ def _degraded(results: Sequence[Mapping[str, Any]], kind: str) -> list[Table]:
 
 
 def _prompts(results: Sequence[Mapping[str, Any]], searches: Sequence[Mapping[str, Any]]) -> Table:
-    """A row a method, or several where what it searched differs by task or box."""
+    """A row for each method, or several where what it searched differs by task or box."""
     many_boxes = len({e["box"] for e in results}) > 1
     found: dict[str, dict[tuple[str, ...], list[str]]] = {}
     for e in results:
@@ -258,7 +255,7 @@ def _searched(entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _settings(entry: Mapping[str, Any], searches: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Which settings a method was given, and who chose them."""
+    """The settings of a method, and how they were chosen."""
     shared = ("task", "box", "shots", "method")
     search = _find(searches, **{name: entry[name] for name in shared})
     given = {**entry["options"], **{path: value for path, value in entry["config"].items() if "method." not in path}}
@@ -311,5 +308,5 @@ def _published(comparison: Comparison, summary: Mapping[str, Any]) -> Table:
 
 
 def _same(task: str, uri: str) -> bool:
-    """Whether a published task's short name is that of a URI's folder."""
+    """Whether a published task's short name is a part of a URI's path."""
     return task in uri.partition("?")[0].replace(":", "/").split("/")

@@ -1,14 +1,11 @@
-"""A table as rows of text, which a terminal and a page both show, and how numbers are written in it.
-
-Knows nothing of what its numbers are.
-"""
+"""A table as rows of text, for a terminal and for a page, and how its numbers are written."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 WIDEST = 160
-"""Of a rule on a terminal: reasons may be longer."""
+"""Most characters of a rule on a terminal; rows may be longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +22,7 @@ class Table:
     """Cells (row, column) to set in bold."""
 
     def text(self) -> str:
-        """For a terminal."""
+        """The table for a terminal, with aligned columns, rules and the note."""
         lines = [self.columns, *self.rows]
         widths = [max(len(row[i]) for row in lines) for i in range(len(self.columns))]
         shown = [
@@ -41,7 +38,7 @@ class Table:
 
 
 def percent(mean: float | None, half: float | None = None) -> str:
-    """`81.2 ±1.3`: percent with half the interval's width.
+    """A fraction in percent, with half the width of its interval; `-` for None.
 
     >>> percent(0.8123, 0.0131)
     '81.2 ±1.3'
@@ -52,7 +49,7 @@ def percent(mean: float | None, half: float | None = None) -> str:
 
 
 def count(value: float | None) -> str:
-    """`12.3k`, `4.5M`: how much, in four characters or so.
+    """A number in about four characters, as in `12.3k` or `4.5M`; `-` for None.
 
     >>> count(1234567), count(80.04), count(None)
     ('1.23M', '80', '-')

@@ -6,13 +6,13 @@ Knows nothing of boxes, tasks or budgets.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 from engine.errors import RecipeError, nearest, shown
+from engine.parsing import resolve
 from engine.protocols import Method
 from engine.settings import typed
 
@@ -83,7 +83,7 @@ def _kind(name: str) -> tuple[type, dict[str, str]]:
             f"method {shown(name)} is unknown{nearest(name, [*METHODS, 'nevergrad:CMA'])}; there are "
             f"{', '.join(METHODS)}, {', '.join(f'{each}:NAME' for each in FAMILIES)} and package.module:Class"
         )
-    kind: Any = _resolve(name, path)
+    kind: Any = resolve(path, f"method {shown(name)}")
     if not isinstance(kind, type):
         raise RecipeError(f"method {name!r} is {kind!r}, not a class; give package.module:Class")
     return kind, fixed
@@ -154,14 +154,3 @@ def _row(name: str, method: Any, about: str | None = None) -> dict[str, Any]:
         "accepts": sorted(method.needs.accepts),
         "table": method.needs.table,
     }
-
-
-def _resolve(name: str, path: str) -> Any:
-    module, _, attribute = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise RecipeError(
-            f"method {shown(name)} cannot be loaded: {error}; give a name of `keyhole list methods` or "
-            "package.module:Class"
-        ) from error

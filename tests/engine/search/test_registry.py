@@ -40,7 +40,7 @@ def test_unknown_methods_are_refused():
     with pytest.raises(RecipeError, match="did you mean 'momentum'"):
         make("momentun")
     for name in ["no.such.module:Class", "engine.search.momentum:Nothing", "engine.search.momentum:", ":"]:
-        with pytest.raises(RecipeError, match="cannot be loaded"):
+        with pytest.raises(RecipeError, match="cannot be imported|not a class"):
             make(name)
     with pytest.raises(RecipeError, match="no option 'name'"):
         make("nevergrad:CMA", {"name": "DE"})

@@ -89,7 +89,7 @@ def as_onnx(classifier: Classifier) -> Exported:
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise RecipeError(f"exporting to ONNX needs the package {missing[0]!r}; {extra('export')}")
-    box = classifier.box
+    box, folded = classifier.box, classifier.fold()
     if not isinstance(box, ClipBox):
         raise RefusedError(
             f"{box.spec.uri} is no open_clip model as it is, and only such can be exported to ONNX: name one with "
@@ -101,7 +101,7 @@ def as_onnx(classifier: Classifier) -> Exported:
             f"the image tower of {box.spec.uri} has {size / 1e9:.1f} GB, and an ONNX file holds {MOST_BYTES / 1e9:.0f} "
             "GB at most; export the rows alone --to classifier"
         )
-    program = _program(TunedTower(box, classifier.fold()).eval(), box.spec.image_size, box.spec.uri)
+    program = _program(TunedTower(box, folded).eval(), box.spec.image_size, box.spec.uri)
     facts = {**about(classifier), "input": INPUT}
     program.model.metadata_props.update({name: json.dumps(value) for name, value in facts.items()})
     proto = program.model_proto

@@ -61,7 +61,7 @@ def runs(tmp_path_factory):
 
     def run(kind: str) -> Path:
         if not (home / kind).exists():
-            tune(home / kind, **KINDS[kind])
+            tune(out=home / kind, **KINDS[kind])
         return home / kind
 
     return run
@@ -149,8 +149,8 @@ def test_the_frame_is_clamped_where_the_box_clamps(tmp_path, runs):
 
 @pytest.mark.slow
 def test_a_tower_of_real_size(tmp_path):
-    tune(tmp_path / "run", task="mini:digits", shots=1, budget=4, method="zero-shot", box="open_clip:ViT-B-32,random",
-         test_images=10)  # fmt: skip
+    box = "open_clip:ViT-B-32,random"
+    tune(box, "mini:digits", shots=1, budget=4, method="zero-shot", test_images=10, out=tmp_path / "run")
     told = export(Classifier.load(tmp_path / "run"), "onnx", tmp_path / "a.onnx")
     assert told["largest_difference"] < 1e-5 and 350e6 < told["bytes"] < 360e6
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from bench.entry import Answering, Parser, enter
 from engine import search
-from engine.boxes import SCHEMES, keep_only
+from engine.boxes import SCHEMES, BoxRequest, keep_only
 from engine.checkpoint import Checkpoint
 from engine.evaluators.problem import ProblemSpec
 from engine.evaluators.serial import Serial
@@ -50,16 +50,15 @@ class Unseen:
 class SyntheticBox:
     """A `BlackBox` of joint width E, whose context is `TOKENS` vectors as wide: `synthetic:E`."""
 
-    def __init__(
-        self, rest: str, *, uri: str, classes: tuple[str, ...], template: str, gives: frozenset[str] | None, **_: Any
-    ) -> None:
-        width, random = int(rest), np.random.default_rng(0)
-        shapes = ((TOKENS * width, HIDDEN), (len(classes), HIDDEN), (HIDDEN, width), (TOKENS, width))
+    def __init__(self, request: BoxRequest) -> None:
+        width, random = int(request.rest), np.random.default_rng(0)
+        shapes = ((TOKENS * width, HIDDEN), (len(request.classes), HIDDEN), (HIDDEN, width), (TOKENS, width))
         self._into, self._codes, self._out, self._context = (random.standard_normal(s, np.float32) for s in shapes)
         self._into *= np.float32(0.5 / np.sqrt(TOKENS * width))
         self.spec = BoxSpec(
-            uri=uri, gives=gives or frozenset({"features"}), accepts=frozenset({"context"}), classes=classes,
-            image_size=1, template=template, text=TextSpec(context=self._context, sigma=1.0),
+            uri=request.uri, gives=request.gives or frozenset({"features"}), accepts=frozenset({"context"}),
+            classes=request.classes, image_size=1, template=request.template,
+            text=TextSpec(context=self._context, sigma=1.0),
         )  # fmt: skip
 
     def stage(self, source: Any) -> Array:

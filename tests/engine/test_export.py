@@ -117,7 +117,7 @@ def test_onnx_answers_as_the_classifier_does(tmp_path, runs, kind):
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
     about = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
     source = Given(tuple(images))
-    pixels = Preprocess.from_dict(about["preprocess"]).pixels(one_by_one(source, range(len(images))))
+    pixels = Preprocess(**about["preprocess"]).pixels(one_by_one(source, range(len(images))))
     labels, probabilities = classifier.predict(images)
     for part in (slice(0, 1), slice(3, 5), slice(0, 20)):
         logits, features = session.run(["logits", "features"], {"pixels": pixels[part]})

@@ -8,7 +8,7 @@ Letters in shapes: n images, C classes, M context tokens, W token width, H image
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -21,12 +21,16 @@ from engine import heads, phases
 from engine.artifact import Artifact
 from engine.boxes import open_box
 from engine.errors import ArtifactError, RefusedError, TaskError
+from engine.folded import Folded
 from engine.images import Given, ImageLike, as_many
 from engine.protocols import Array, BlackBox, ImageSource, Outputs, Prompts, Staged, Subset
 from engine.threads import limited
 
 BLOCK = 64
 """Images that are encoded and answered at a time."""
+
+Ask = Callable[[Staged, Array], Outputs]
+"""Staged images and which of them -> the answer for one candidate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,12 +180,50 @@ class Classifier:
                 f"{spec.uri} gives {', '.join(sorted(spec.gives))} and neither scores nor features; use `predict`"
             )
         tables = [np.empty((0, len(spec.classes)), np.float32)]
-        for outputs, errors in self._blocks(images):
-            for error in filter(None, errors):
-                raise error
-            assert outputs is not None
+        for outputs in self._whole_blocks(images, self._answer):
             tables.append(outputs.logits()[0])
         return np.concatenate(tables)
+
+    def features(self, images: ImageLike | Iterable[ImageLike]) -> Array:
+        """`(n, E)` float32 L2-normalised image features under the tuned prompt, before any head.
+
+        Args:
+            images: As of `predict`.
+
+        Raises:
+            RefusedError: The box gives no features.
+            TaskError: An image cannot be read; the message names it.
+            ArtifactError: The artifact does not fit its box.
+        """
+        self._check_features()
+        tables = [np.empty((0, self.fold().text.shape[1]), np.float32)]
+        for outputs in self._whole_blocks(images, self._prompted):
+            assert outputs.image is not None
+            tables.append(outputs.image[0])
+        return np.concatenate(tables)
+
+    def fold(self) -> Folded:
+        """What it comes down to besides the frozen image tower: the text tower is not needed any more.
+
+        Raises:
+            RefusedError: The box gives no features.
+            ArtifactError: The artifact does not fit its box.
+        """
+        self._check_features()
+        box = self.box
+        with limited(1):
+            # A box answers about images alone: any will do, the text features are those of the prompt.
+            staged = box.stage(Given((np.zeros((8, 8, 3), np.uint8),)))
+            outputs = self._prompted(staged, np.arange(1))
+        assert outputs.text is not None
+        pixels = None if self._prompts.pixels is None else self._prompts.pixels[0]
+        return Folded(
+            text=outputs.text[0],
+            scale=outputs.scale,
+            pixels=pixels,
+            head=self._head,
+            head_name=self.artifact.meta["head"],
+        )
 
     def each(self, images: ImageLike | Iterable[ImageLike]) -> Iterator[Prediction | TaskError]:
         """An answer for each image in turn, or the reason why it cannot be read. Takes images as it goes on.
@@ -192,7 +234,7 @@ class Classifier:
         Raises:
             ArtifactError: The artifact does not fit its box.
         """
-        for outputs, errors in self._blocks(images):
+        for outputs, errors in self._blocks(images, self._answer):
             answers = iter(() if outputs is None else self._predictions(outputs))
             for error in errors:
                 yield error or next(answers)
@@ -242,8 +284,21 @@ class Classifier:
 
     # -----------------------------------------------------------------------------------------------------------------
 
+    def _check_features(self) -> None:
+        spec = self.box.spec
+        if "features" not in spec.gives:
+            raise RefusedError(f"{spec.uri} gives {', '.join(sorted(spec.gives))} and no features; name another --box")
+
+    def _whole_blocks(self, images: ImageLike | Iterable[ImageLike], ask: Ask) -> Iterator[Outputs]:
+        """Block by block: the answer for all images. Raises TaskError for one that cannot be read."""
+        for outputs, errors in self._blocks(images, ask):
+            for error in filter(None, errors):
+                raise error
+            assert outputs is not None
+            yield outputs
+
     def _blocks(
-        self, images: ImageLike | Iterable[ImageLike]
+        self, images: ImageLike | Iterable[ImageLike], ask: Ask
     ) -> Iterator[tuple[Outputs | None, list[TaskError | None]]]:
         """Block by block: the answer for the images that can be read, and for every image what is wrong with it."""
         left, done = iter(as_many(images)), 0
@@ -260,7 +315,7 @@ class Classifier:
                         raise
                     rows = tuple(row for row in rows if errors[row] is None)
                     staged = box.stage(Subset(source, rows)) if rows else None
-                outputs = self._answer(staged, np.arange(len(rows))) if rows else None
+                outputs = ask(staged, np.arange(len(rows))) if rows else None
             done += len(some)
             yield outputs, errors
 

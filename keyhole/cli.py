@@ -17,7 +17,9 @@ import click
 
 from bench.commands import bench
 from engine.errors import BoxError, RecipeError
-from tuning.answer import INTERRUPTED, Answer, answering
+from keyhole.export_command import export_command
+from keyhole.printing import as_json, give, print_facts
+from tuning.answer import INTERRUPTED, answering
 
 
 class _Configured(click.Command):
@@ -46,9 +48,6 @@ def cli(context: click.Context) -> None:
     """Tune frozen vision-language models that can only be queried."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout and nothing else there.")
 
 
 @cli.command("tune", cls=_Configured, settings="tuning.recipe:Recipe")
@@ -105,7 +104,7 @@ def tune_command(
 
         with Progress():
             facts = planned(recipe)
-        _print(facts, as_json)
+        print_facts(facts, as_json)
         return
     tuning = None
     try:
@@ -146,7 +145,7 @@ def eval_command(
 
     with Progress():
         facts = evaluate(Artifact.load(run_folder), task_uri=task, box_uri=box, device=device, test_images=test_images)
-    _print(facts, as_json)
+    print_facts(facts, as_json)
 
 
 @cli.command("predict")
@@ -180,7 +179,7 @@ def predict_command(
         _stop(f"interrupted; the same command goes on with {out}", out, as_json)
     if facts["unreadable"]:
         click.echo(f"{facts['unreadable']:,} images could not be read: column error of {out} says why", err=True)
-    _print(facts if as_json else {name: facts[name] for name in facts if name != "classes"}, as_json)
+    print_facts(facts if as_json else {name: facts[name] for name in facts if name != "classes"}, as_json)
 
 
 @cli.command("compare", cls=_Configured, settings="tuning.compare.comparison:Comparison")
@@ -252,7 +251,7 @@ def compare_command(
         _interrupted("compare", folder, as_json, summary)
     failed = {} if summary["finished"] else {"error": "no run has finished; `failed` says why"}
     if as_json:
-        _answer({**summary, **failed})
+        give({**summary, **failed})
     if failed:
         raise click.exceptions.Exit(BoxError.exit_code)
 
@@ -266,7 +265,7 @@ def report_command(folder: Path, as_json: bool) -> None:
 
     summary = remake(folder)
     if as_json:
-        _answer(summary)
+        give(summary)
     else:
         click.echo(text(folder, summary))
     click.echo(f"report: {folder / 'report.html'}", err=True)
@@ -280,7 +279,7 @@ def list_command(what: str, as_json: bool) -> None:
     from tuning import listing
 
     if as_json:
-        _answer({what: listing.LISTS[what][0]()})
+        give({what: listing.LISTS[what][0]()})
     else:
         click.echo(listing.table(what).text())
 
@@ -293,23 +292,17 @@ def doctor_command(box: str | None, as_json: bool) -> None:
     from tuning.doctor import examine
 
     findings = examine(box)
-    _print(findings, as_json)
+    print_facts(findings, as_json)
     if not findings["healthy"]:
         raise click.exceptions.Exit(3)
 
 
 cli.add_command(bench)
+cli.add_command(export_command)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What a person sees
-
-
-def _answer(facts: Mapping[str, Any]) -> None:
-    """The one object of a command with --json."""
-    answer = click.get_current_context().find_object(Answer)
-    assert answer is not None, "main() makes it"
-    answer.give(facts)
 
 
 def _interrupted(command: str, folder: Path, as_json: bool, facts: Mapping[str, Any] | None = None) -> NoReturn:
@@ -319,31 +312,13 @@ def _interrupted(command: str, folder: Path, as_json: bool, facts: Mapping[str, 
 def _stop(sentence: str, resume: Path, as_json: bool, facts: Mapping[str, Any] | None = None) -> NoReturn:
     click.echo(sentence, err=True)
     if as_json:
-        _answer({**(facts or {}), "error": sentence, "resume": str(resume)})
+        give({**(facts or {}), "error": sentence, "resume": str(resume)})
     raise click.exceptions.Exit(INTERRUPTED)
-
-
-def _print(facts: Mapping[str, Any], as_json: bool) -> None:
-    if as_json:
-        _answer(facts)
-        return
-    width = max(len(name) for name in facts)
-    for name, value in facts.items():
-        click.echo(f"{name.ljust(width)}  {_shown(value)}")
-
-
-def _shown(value: Any) -> str:
-    """A fact as a person reads it."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return " ".join(map(_shown, value)) or "none"
-    return {None: "-", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _print_result(result: Mapping[str, Any], out: Path, as_json: bool) -> None:
     if as_json:
-        _answer(result)
+        give(result)
         return
     click.echo(
         f"{result['task']} on {result['box']}, {result['method']}, {result['shots']} shots, seed {result['seed']}\n"

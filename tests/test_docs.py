@@ -84,7 +84,7 @@ def test_extras_are_installed_from_the_checkout_and_exist():
         for name in name
         if name
     }
-    assert {"data", "hf", "mlflow", "optuna", "wandb"} <= advised <= set(extras)
+    assert {"data", "export", "hf", "mlflow", "optuna", "wandb"} <= advised <= set(extras)
 
 
 @pytest.mark.parametrize(("page", "text"), blocks("python"))

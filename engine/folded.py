@@ -1,0 +1,70 @@
+"""What a classifier computes besides the frozen image tower: a few rows, perhaps a frame and a head.
+
+Where no frame and no nonlinear head stands in between, that is one matrix.
+
+Letters: n images, C classes, E joint width, H image side in pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.errors import RefusedError
+from engine.heads import Head, on_scores
+from engine.heads.linear import LinearHead
+from engine.heads.template_mixture import MixtureHead
+from engine.protocols import Array
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Folded:
+    """A classifier on features, without its image and text towers.
+
+    With f the L2-normalised features of the image plus `pixels`, its logits are `scale * f @ text.T`, or what the
+    head makes of f or of those logits.
+    """
+
+    text: Array
+    """`(C, E)` float32 L2-normalised features of the tuned prompt."""
+    scale: float
+    """What a cosine is multiplied by to make a logit."""
+    pixels: Array | None = None
+    """`(3, H, H)` float32 frame, added to images in [0, 1]; None: there is none."""
+    head: Head | None = None
+    head_name: str | None = None
+    """One of `heads.HEADS`, which says what the head reads."""
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether the head reads log-probabilities `(n, C)` and not features."""
+        return self.head_name is not None and on_scores(self.head_name)
+
+    def matrix(self) -> tuple[Array, Array]:
+        """The classifier as one matrix: `logits = f @ rows.T + bias`.
+
+        >>> rows, bias = Folded(text=np.eye(2, dtype=np.float32), scale=10.0).matrix()
+        >>> rows.tolist(), bias.tolist()
+        ([[10.0, 0.0], [0.0, 10.0]], [0.0, 0.0])
+
+        Returns:
+            Rows `(C, E)`, scale included, and bias `(C,)`, both float32.
+
+        Raises:
+            RefusedError: A frame moves the features themselves, or the head is no linear function of them.
+        """
+        if self.pixels is not None:
+            raise RefusedError(
+                "the artifact holds a pixel frame, which changes what the image tower sees and is no matrix; "
+                "export it --to onnx"
+            )
+        if isinstance(self.head, LinearHead) and not self.reads_scores:
+            return self.head.weight, self.head.bias
+        if self.head is not None and not isinstance(self.head, MixtureHead):
+            raise RefusedError(
+                f"the artifact's head {self.head_name} is no linear function of image features and no matrix; "
+                "export it --to onnx"
+            )
+        text, scale = (self.text, self.scale) if self.head is None else (self.head.text, self.head.scale)
+        return np.float32(scale) * text, np.zeros(len(text), np.float32)

@@ -11,7 +11,7 @@ Knows nothing of torch or of any real model.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from engine.boxes import keep_only, refuse_unknown
 from engine.errors import RecipeError, RefusedError
-from engine.images import one_by_one
+from engine.images import Encoded, one_by_one
 from engine.preprocessing import Preprocess
 from engine.protocols import GIVES, Array, BoxSpec, ImageSource, Outputs, Prompts, Split, Task, TextSpec, Work
 from engine.random_streams import Purpose, rng
@@ -148,6 +148,22 @@ class ToyBox:
         self._work += Work(sequences=len(contexts) * len(self.spec.classes))
         text = _NETWORK.text(contexts, self.spec.classes)
         return keep_only(Outputs(text=text, image=staged[rows][None], scale=SCALE), self.spec.gives)
+
+    scale = SCALE
+
+    def pixels(self, images: Iterable[Array | Encoded]) -> Array:
+        """As `protocols.Towers`."""
+        return _PREPROCESS.pixels(images)
+
+    def encode(self, pixels: Array, frames: Array | None = None) -> Array:
+        """As `protocols.Towers`. Raises RefusedError for frames, which the toy does not accept."""
+        if frames is not None:
+            raise RefusedError("the toy box accepts context, not pixels")
+        return _NETWORK.image(pixels)
+
+    def retold(self, classes: Sequence[str], template: str) -> ToyBox:
+        """As `protocols.Towers`."""
+        return ToyBox(uri=self.spec.uri, classes=classes, template=template, gives=self.spec.gives)
 
     def work(self) -> Work:
         """Sequences and image encodes since the last call."""

@@ -123,21 +123,12 @@ class Shelf:
 
     Args:
         fold: Makes an artifact answer.
-        artifacts: name -> folders (run folders or artifacts), oldest version first.
         watch: A folder whose subfolders are artifacts, or run folders, by name.
-
-    Raises:
-        ArtifactError: A name is not one of letters, digits, dots, hyphens and underscores.
     """
 
-    def __init__(
-        self, fold: Fold, artifacts: Mapping[str, Sequence[str | Path]] | None = None, watch: str | Path | None = None
-    ) -> None:
-        for name in artifacts or {}:
-            if not NAME.fullmatch(name):
-                raise ArtifactError(f"artifact name {name[:100]!r}: use letters, digits, dots, hyphens and underscores")
+    def __init__(self, fold: Fold, watch: str | Path | None = None) -> None:
         self._fold = fold
-        self._given = {name: [Path(folder) for folder in folders] for name, folders in (artifacts or {}).items()}
+        self._given: dict[str, list[Path]] = {}
         self._watch = None if watch is None else Path(watch)
         self._shelf: dict[str, Shelved] = {}
         self._traffic: dict[str, Traffic] = {}
@@ -179,8 +170,23 @@ class Shelf:
     # -----------------------------------------------------------------------------------------------------------------
     # What changes it
 
-    def direct(self, traffic: Mapping[str, Traffic]) -> None:
-        """Lead the traffic of these names anew, and that of all others to the latest."""
+    def direct(self, artifacts: Mapping[str, Sequence[str | Path]], traffic: Mapping[str, Traffic]) -> None:
+        """Offer these artifacts besides those of the watched folder, and lead the traffic anew.
+
+        Args:
+            artifacts: name -> folders (run folders or artifacts), oldest version first. Those named before, and not
+                now, are removed.
+            traffic: Of these names; that of all others goes to the latest version.
+
+        Raises:
+            ArtifactError: A name is not one of letters, digits, dots, hyphens and underscores.
+        """
+        for name in artifacts:
+            if not NAME.fullmatch(name):
+                raise ArtifactError(f"artifact name {name[:100]!r}: use letters, digits, dots, hyphens and underscores")
+        with self._lock:
+            self._given = {name: [Path(folder) for folder in folders] for name, folders in artifacts.items()}
+        self.scan()
         with self._lock:
             self._traffic = dict(traffic)
             self._shelf = {

@@ -179,7 +179,9 @@ class Encoder:
         assert isinstance(self.box, Towers)
         rows: dict[tuple[int, int], int] = {}  # (item, its frame) -> row of the batch
         places: dict[int, list[tuple[int, int]]] = {}  # artifact -> (item, row)
-        pixels, frames, artifacts = [], [], {}
+        pixels: list[Array] = []
+        frames: list[Array | None] = []
+        artifacts: dict[int, Folded] = {}
         for number, item in enumerate(items):
             for folded in item.folded:
                 key = number, id(folded.frame)

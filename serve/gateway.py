@@ -14,10 +14,11 @@ from pathlib import Path
 
 from engine.artifact import Artifact
 from serve.answering import ZERO_SHOT, Answer, Answering, Ask, Refusal
-from serve.artifact_shelf import Shelf, Traffic
+from serve.artifact_shelf import Shelf
 from serve.folding import Folded
 from serve.replica import not_served, unknown
 from serve.schema import Offer
+from serve.settings import Directions
 from serve.watching import Watcher
 
 
@@ -26,27 +27,21 @@ class Gateway:
 
     Args:
         encoders: box URI -> who answers for its artifacts.
-        artifacts: name -> folders, as of `Shelf`.
         watch: As of `Shelf`.
     """
 
-    def __init__(
-        self,
-        encoders: Mapping[str, Answering],
-        artifacts: Mapping[str, Sequence[str | Path]],
-        watch: str | Path | None = None,
-    ) -> None:
+    def __init__(self, encoders: Mapping[str, Answering], watch: str | Path | None = None) -> None:
         self._encoders = dict(encoders)
-        self.shelf = Shelf(self._known, artifacts, watch)
+        self.shelf = Shelf(self._known, watch)
         self._watcher = Watcher(self.shelf)
 
     def close(self) -> None:
         """End its thread."""
         self._watcher.close()
 
-    def direct(self, traffic: Mapping[str, Traffic]) -> None:
-        """As `Shelf.direct`."""
-        self.shelf.direct(traffic)
+    def direct(self, directions: Directions) -> None:
+        """Offer and lead as they say. Raises as `Shelf.direct`."""
+        self.shelf.direct(directions.artifacts, directions.traffic)
 
     async def ask(self, images: Sequence[bytes], asks: Sequence[Ask]) -> list[list[Answer | Refusal]]:
         """As `Answering`."""

@@ -6,7 +6,7 @@ Knows nothing of HTTP or Ray.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,11 @@ from engine.artifact import Artifact
 from engine.errors import ArtifactError, KeyholeError
 from engine.protocols import Towers
 from serve.answering import ZERO_SHOT, Answer, Ask, Refusal
-from serve.artifact_shelf import VERSION_DIGITS, Entry, Shelf, Traffic
+from serve.artifact_shelf import VERSION_DIGITS, Entry, Shelf
 from serve.encoder import Encoder, EncoderSettings, Scored
 from serve.folding import Folded, fold, refold
 from serve.schema import Offer
+from serve.settings import Directions
 from serve.watching import Watcher
 
 REFOLDED = 256
@@ -41,7 +42,6 @@ class Replica:
 
     Args:
         box: URI.
-        artifacts: name -> folders, as of `Shelf`.
         watch: As of `Shelf`.
         settings: How it computes.
         classes, template: Of any one artifact: a box is not opened without.
@@ -54,7 +54,6 @@ class Replica:
     def __init__(
         self,
         box: str,
-        artifacts: Mapping[str, Sequence[str | Path]],
         watch: str | Path | None = None,
         settings: EncoderSettings | None = None,
         *,
@@ -64,7 +63,7 @@ class Replica:
     ) -> None:
         self._uri, self._alone = box, alone
         self.encoder = Encoder(box, classes, template, settings or EncoderSettings())
-        self.shelf = Shelf(self._fold, artifacts, watch)
+        self.shelf = Shelf(self._fold, watch)
         self._refolded: dict[tuple, Folded] = {}
         self._texts = ThreadPoolExecutor(1, thread_name_prefix="refold")
         self._watcher = Watcher(self.shelf)
@@ -75,9 +74,9 @@ class Replica:
         self._texts.shutdown(wait=False, cancel_futures=True)
         self.encoder.close()
 
-    def direct(self, traffic: Mapping[str, Traffic]) -> None:
-        """As `Shelf.direct`."""
-        self.shelf.direct(traffic)
+    def direct(self, directions: Directions) -> None:
+        """Offer and lead as they say. Raises as `Shelf.direct`."""
+        self.shelf.direct(directions.artifacts, directions.traffic)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Answering

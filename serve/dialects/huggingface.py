@@ -41,6 +41,8 @@ class Label(Reply):
     score: float | None
 
 
+UNTYPED = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+"""Types of a body that say nothing: Hugging Face's client sends none, curl's --data-binary the last."""
 SCHEMA = {
     "requestBody": {
         "required": True,
@@ -76,7 +78,6 @@ async def _read(request: Request) -> tuple[bytes, Parameters]:
         if isinstance(image, Refusal):
             raise Refused(image)
         return image, given.parameters or Parameters()
-    # Hugging Face's client sends the image without a type.
-    if kind and not kind.startswith("image/") and kind != "application/octet-stream":
+    if kind not in UNTYPED and not kind.startswith("image/"):
         raise refuse("unsupported_type", f"the body is {kind[:100]!r}; send an image, or JSON with the image in base64")
     return body, Parameters()

@@ -12,8 +12,9 @@ from PIL import Image
 from served import KINDS
 
 from keyhole import tune
-from serve.app import ServeSettings, local
+from serve.app import local
 from serve.routes import make_api
+from serve.settings import ServeSettings
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from served import KINDS
 
 from engine.classifier import Classifier
 from serve.answering import Ask
-from serve.app import ServeSettings, local
+from serve.app import local
+from serve.settings import ServeSettings
 
 
 @pytest.fixture(scope="module")

@@ -52,8 +52,9 @@ def running(settings: ServeSettings, *, host: str = "127.0.0.1", port: int = 800
     """
     wanted = len(boxes(settings)) * settings.span[1]
     _check_port(host, port)
-    with _ingress(host) as home, keeping_sigterm():
-        ray, own = connect(wanted + 1, settings.threads)
+    with _ingress() as home:
+        with keeping_sigterm():
+            ray, own = connect(wanted + 1, settings.threads)
         from ray import serve as ray_serve
 
         from serve.deployments import application
@@ -85,7 +86,7 @@ def _check_port(host: str, port: int) -> None:
 
 
 @contextmanager
-def _ingress(host: str) -> Iterator[Path | None]:
+def _ingress() -> Iterator[Path | None]:
     """HAProxy in front, where Ray's package has brought it: a third of the CPU time of Ray's own proxy.
 
     Its files lie in a folder of this server alone, which is also how its process is told from others'. Ray reads these

@@ -127,8 +127,8 @@ def _at_home(home: Path, *ports: int) -> Path:
 
     edits = "; ".join(rf"s/bind \*\{{0,1\}}:{port}$/bind 127.0.0.1:{port}/" for port in ports)
     script = home / "haproxy"
-    script.write_text(
-        f"#!/bin/sh\n[ -f {home}/haproxy.cfg ] && sed -i {shlex.quote(edits)} {home}/haproxy.cfg\n"
+    script.write_text(  # Ray writes the configuration, in a folder named after the node, before each start
+        f"#!/bin/sh\nsed -i {shlex.quote(edits)} {shlex.quote(str(home))}/*/haproxy.cfg\n"
         f'exec {shlex.quote(str(get_haproxy_binary()))} "$@"\n'
     )
     script.chmod(0o700)

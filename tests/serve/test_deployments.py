@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -31,9 +32,12 @@ def replicas() -> set[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_artifacts_and_traffic_change_in_place(ray_local, runs, photo):
     from ray import serve as ray_serve
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
 
     with socket.socket() as trial:
         trial.bind(("127.0.0.1", 0))
@@ -45,19 +49,26 @@ def test_artifacts_and_traffic_change_in_place(ray_local, runs, photo):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/artifacts", timeout=30) as answer:
             return {offer["name"]: offer["live"] for offer in json.loads(answer.read())["artifacts"]}
 
-    def deploy(**args) -> None:
-        ray_serve.run(build({"hops": 2, "replicas": "1", **args}), name="told", route_prefix="/")
+    def deploy(**directions) -> None:
+        """What `serve deploy` does with a config file."""
+        told = [{"name": name, "user_config": directions} for name in ("encoder-0", "keyhole") if directions]
+        application = {"name": "told", "import_path": "serve.app:build", "deployments": told}
+        application["args"] = {"hops": 2, "artifacts": both}
+        _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
 
     def await_state(wanted: dict[str, str]) -> None:
-        until = time.monotonic() + 20
-        while (found := state()) != wanted and time.monotonic() < until:
+        until = time.monotonic() + 40
+        found = None
+        while found != wanted and time.monotonic() < until:
             time.sleep(0.1)
+            with contextlib.suppress(OSError):  # there is no route yet
+                found = state()
         assert found == wanted
 
     try:
         ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
-        deploy(artifacts=both)
-        assert state() == {"shapes": new}
+        deploy()
+        await_state({"shapes": new})
         before = replicas()
         deploy(artifacts=both, traffic={"shapes": {"live": old}})
         await_state({"shapes": old})

@@ -254,6 +254,23 @@ class Classifier:
             staged, rows = box.stage(source), np.arange(len(source))
             return self._answer(staged, rows), box.answer(Prompts(count=1), staged, rows)
 
+    def text_features(self) -> Array:
+        """`(C, E)` float32 L2-normalised features of its classes under its prompt, or under its box's template.
+
+        Raises:
+            RefusedError: The box gives no features.
+            ArtifactError: They are not finite.
+        """
+        box = self.box
+        if "features" not in box.spec.gives:
+            raise RefusedError(f"{box.spec.uri} gives {', '.join(sorted(box.spec.gives))} and no features")
+        with limited(1):  # a box answers about images: a black one will do
+            black = box.stage(Given((np.zeros((box.spec.image_size,) * 2 + (3,), np.uint8),)))
+            text = box.answer(replace(self._prompts, pixels=None), black, np.arange(1)).text
+        _check_finite(text)
+        assert text is not None, "it gives features"
+        return text[0]
+
     # -----------------------------------------------------------------------------------------------------------------
     # What is known of it
 
@@ -322,7 +339,7 @@ class Classifier:
     def _predictions(self, outputs: Outputs) -> Iterator[Prediction]:
         """One for each row of an answer."""
         classes = self.classes
-        for label, row in zip(outputs.predictions()[0], _probabilities(outputs, len(classes)), strict=True):
+        for label, row in zip(outputs.predictions()[0], probabilities_of(outputs, len(classes)), strict=True):
             yield Prediction(label=classes[label], probability=float(row[label]), probabilities=row)
 
     def _answer(self, staged: Staged, rows: Array) -> Outputs:
@@ -331,13 +348,7 @@ class Classifier:
         if self._head is None:
             _check_finite(outputs.image, outputs.text, outputs.scores)
             return outputs
-        name = self.artifact.meta["head"]
-        found = heads.applied(name, self._head, outputs)
-        if found is None:
-            what = "scores" if heads.on_scores(name) else "image features"
-            raise ArtifactError(f"the artifact is a head on {what}, which this box does not give")
-        _check_finite(found.scores)
-        return found
+        return through_head(self._head, self.artifact.meta["head"], outputs)
 
     def _prompted(self, staged: Staged, rows: Array) -> Outputs:
         """The box's answer to the tuned prompt. The text tower is asked for it once, where its features come back."""
@@ -374,13 +385,23 @@ class Classifier:
         )
 
 
+def through_head(head: heads.Head, name: str, outputs: Outputs) -> Outputs:
+    """Scores `(1, B, C)` of a head, by its name, on a box's answer for one candidate.
+
+    Raises ArtifactError as `heads.applied`, or where the scores are not finite.
+    """
+    found = heads.applied(name, head, outputs)
+    _check_finite(found.scores)
+    return found
+
+
 def _check_finite(*answers: Array | None) -> None:
     for answer in answers:
         if answer is not None and not np.isfinite(answer).all():
             raise ArtifactError("the answers to the artifact's prompt are not finite numbers; tune it again")
 
 
-def _probabilities(outputs: Outputs, num_classes: int) -> Array:
+def probabilities_of(outputs: Outputs, num_classes: int) -> Array:
     """`(n, C)` float64 of an answer for one candidate, as `Classifier.predict` says."""
     if outputs.labels is not None:
         return np.full((outputs.labels.shape[1], num_classes), np.nan)

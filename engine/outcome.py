@@ -117,9 +117,7 @@ def accuracies_on_test(outcome: Outcome, session: Session) -> tuple[float, float
     if outcome.text is not None:
         outputs = replace(outputs, text=outcome.text[None])
     if outcome.head is not None and outcome.head_name is not None:
-        found = heads.applied(outcome.head_name, outcome.head, outputs)
-        assert found is not None
-        outputs = found
+        outputs = heads.applied(outcome.head_name, outcome.head, outputs)
     return zero_shot, float((outputs.predictions()[0] == session.task.test.labels).mean())
 
 

@@ -8,7 +8,7 @@ Knows nothing of torch, of Ray, or of any particular model, method or data set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -245,6 +245,38 @@ class BlackBox(Protocol):
 
     def work(self) -> Work:
         """Sequences and image encodes since the last call of `work`."""
+        ...
+
+
+@runtime_checkable
+class Towers(Protocol):
+    """A box whose two towers can be asked apart: what lets a server encode images of many artifacts together."""
+
+    spec: BoxSpec
+    scale: float
+    """What the cosine of text and image is multiplied by to make a logit."""
+
+    def pixels(self, images: Iterable[Any]) -> Array:
+        """Decode and preprocess: `(n, 3, H, H)` float32 in [0, 1]. May be called from several threads.
+
+        Args:
+            images: `images.Encoded`, or uint8 RGB arrays `(h, w, 3)`.
+
+        Raises:
+            TaskError: An image cannot be read; the message names it.
+        """
+        ...
+
+    def encode(self, pixels: Array, frames: Array | None = None) -> Array:
+        """`(n, E)` float32 L2-normalised features of `pixels`, to which frames `(n, 3, H, H)`, one a row, are added."""
+        ...
+
+    def retold(self, classes: Sequence[str], template: str) -> BlackBox:
+        """The same frozen model for other classes and another template; the weights are shared.
+
+        Raises:
+            TaskError: The names or the template cannot be used.
+        """
         ...
 
 

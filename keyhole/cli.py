@@ -19,6 +19,7 @@ from bench.commands import bench
 from engine.errors import BoxError, RecipeError
 from keyhole.export_command import export_command
 from keyhole.printing import as_json, give, print_facts
+from serve.command import serve
 from tuning.answer import INTERRUPTED, answering
 
 
@@ -151,9 +152,7 @@ def eval_command(
 @cli.command("predict")
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("more", nargs=-1, metavar="", type=click.Path(path_type=Path))
-@click.option(
-    "--images", required=True, metavar="FOLDER|FILE...", type=click.Path(path_type=Path), help="What to read."
-)
+@click.option("--images", required=True, metavar="FOLDER|FILE...", type=click.Path(path_type=Path), help="To label.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The CSV; one that was begun is continued.")
 @click.option("--box", help="Another box than it was tuned on.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda: also another than it was tuned on.")
@@ -299,6 +298,7 @@ def doctor_command(box: str | None, as_json: bool) -> None:
 
 cli.add_command(bench)
 cli.add_command(export_command)
+cli.add_command(serve)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

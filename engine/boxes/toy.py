@@ -10,7 +10,7 @@ Letters in shapes: as in engine.protocols; M = 4, W = 8, E = 16, H = 8.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from engine.boxes import BoxRequest, keep_only
 from engine.errors import RecipeError, RefusedError
-from engine.images import one_by_one
+from engine.images import Encoded, one_by_one
 from engine.preprocessing import Preprocess
 from engine.protocols import GIVES, Array, BoxSpec, ImageSource, Outputs, Prompts, Split, Task, TextSpec, Work
 from engine.random_streams import Purpose, rng
@@ -151,6 +151,22 @@ class ToyBox:
     def knows(self, template: str) -> bool:
         """Any template: a word is a hash to it."""
         return True
+
+    scale = SCALE
+
+    def pixels(self, images: Iterable[Array | Encoded]) -> Array:
+        """As `protocols.Towers`."""
+        return _PREPROCESS.pixels(images)
+
+    def encode(self, pixels: Array, frames: Array | None = None) -> Array:
+        """As `protocols.Towers`. Raises RefusedError for frames, which the toy does not accept."""
+        if frames is not None:
+            raise RefusedError("the toy box accepts context, not pixels")
+        return _NETWORK.image(pixels)
+
+    def retold(self, classes: Sequence[str], template: str) -> ToyBox:
+        """As `protocols.Towers`."""
+        return ToyBox(uri=self.spec.uri, classes=classes, template=template, gives=self.spec.gives)
 
     def work(self) -> Work:
         """Sequences and image encodes since the last call."""

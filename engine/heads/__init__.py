@@ -190,14 +190,15 @@ def needed(name: str) -> frozenset[str]:
     return frozenset({"features", "scores"}) if on_scores(name) else frozenset({"features"})
 
 
-def applied(name: str, head: Head, outputs: Outputs) -> Outputs | None:
-    """The head's scores `(1, B, C)` for a box's answer to one candidate; None where it lacks what the head reads.
+def applied(name: str, head: Head, outputs: Outputs) -> Outputs:
+    """The head's scores `(1, B, C)` for a box's answer to one candidate.
 
-    Raises ArtifactError where the features are of another width than those it was trained on.
+    Raises ArtifactError where the answer lacks what the head reads, or is of another width than it was trained on.
     """
     read = inputs(name, outputs)
     if read is None:
-        return None
+        what = "scores" if on_scores(name) else "image features"
+        raise ArtifactError(f"the artifact is a head on {what}, which this box does not give")
     if read.shape[1] != head.width:
         raise ArtifactError("a head fits only the classes and the features that it was trained on")
     with np.errstate(over="ignore", invalid="ignore"):

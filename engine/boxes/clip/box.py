@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -107,21 +109,14 @@ class ClipBox:
         self.preprocess = preprocess
         # Implementations are chosen in fp32, so that a canary finds mistakes and not the precision. Autocast does not
         # reach into packed layers.
-        short = precision == "bf16"
-        self.image_tower = ImageTower(self.model, preprocess, clip=clip, prepack=not short)
-        self.text_tower = TextTower(
-            self.model,
-            tokenizer,
-            request.classes,
-            request.template,
-            vocabulary=vocabulary,
-            path="batched" if short else "auto",
-        )
-        self._scale = float(self.model.logit_scale.detach().exp())
+        self.image_tower = ImageTower(self.model, preprocess, clip=clip, prepack=precision != "bf16")
+        self._tokenizer, self._vocabulary = tokenizer, vocabulary
+        self.text_tower = self._text_tower(request.classes, request.template)
+        self.scale = float(self.model.logit_scale.detach().exp())
         # A bias (SigLIP) is the same for all classes of a row: it does not change softmax or argmax.
         self._template_features: Array | None = None
         self._total = Work(sequences=self.text_tower.sequences, image_encodes=self.image_tower.encodes)
-        text = self._text_spec(vocabulary, tokenizer)
+        text = self._text_spec()
         self.spec = BoxSpec(
             uri=request.uri,
             gives=frozenset(GIVES) if request.gives is None else request.gives,
@@ -143,11 +138,15 @@ class ClipBox:
         self._block = max(1, _READ // self.image_tower.batch) * self.image_tower.batch
         self._cache: FeatureCache | None = None
 
-    def _text_spec(self, vocabulary: frozenset[int] | None, tokenizer: Any) -> TextSpec | None:
-        context = self.text_tower.template_context
+    def _text_tower(self, classes: Sequence[str], template: str) -> TextTower:
+        path = "batched" if self._precision == "bf16" else "auto"
+        return TextTower(self.model, self._tokenizer, tuple(classes), template, vocabulary=self._vocabulary, path=path)
+
+    def _text_spec(self) -> TextSpec | None:
+        context, vocabulary = self.text_tower.template_context, self._vocabulary
         if context is None:
             return None
-        words = None if vocabulary is None else spelled(tokenizer, vocabulary)
+        words = None if vocabulary is None else spelled(self._tokenizer, vocabulary)
         rows = _numpy(self.text_tower.known_rows)
         return TextSpec(context=_numpy(context), sigma=self.text_tower.sigma, vocabulary=rows, words=words)
 
@@ -244,7 +243,7 @@ class ClipBox:
             text, image = self._text(prompts), self._image(prompts, staged, rows)
         if len(text) == len(image) == 1 < prompts.count:
             text = np.broadcast_to(text, (prompts.count, *text.shape[1:]))
-        return keep_only(Outputs(text=text, image=image, scale=self._scale), self.spec.gives)
+        return keep_only(Outputs(text=text, image=image, scale=self.scale), self.spec.gives)
 
     def _text(self, prompts: Prompts) -> Array:
         """`(P or 1, C, E)`."""
@@ -274,6 +273,28 @@ class ClipBox:
         frames = self._tensor(prompts.pixels)
         parts = [self.image_tower.encode_framed(part, frames) for part in staged.projected(np.asarray(rows))]
         return self._features(torch.cat(parts, 1))
+
+    def pixels(self, images: Iterable[Array | Encoded]) -> Array:
+        """As `protocols.Towers`."""
+        return self.preprocess.pixels(images)
+
+    @torch.inference_mode()
+    def encode(self, pixels: Array, frames: Array | None = None) -> Array:
+        """As `protocols.Towers`."""
+        sums = self._tensor(pixels)
+        if frames is not None:
+            sums = sums + self._tensor(frames)
+            sums = sums.clamp(0, 1) if self.image_tower.clip else sums
+        with computing(self._precision, self._device):
+            return self._features(self.image_tower.encode(sums))
+
+    def retold(self, classes: Sequence[str], template: str) -> ClipBox:
+        """As `protocols.Towers`. Image features are not kept on disk."""
+        other = copy(self)
+        other.text_tower = other._text_tower(classes, template)
+        other._template_features, other._cached = None, False
+        other.spec = replace(self.spec, classes=tuple(classes), template=template, text=other._text_spec())
+        return other
 
     def _features(self, features: Tensor) -> Array:
         """Normalised features as an array; those rounded to bfloat16 are normalised again."""

@@ -1,0 +1,274 @@
+"""One frozen box, its images encoded in batches: whatever artifacts they are for, they share a batch.
+
+Images are decoded and preprocessed in a pool of threads, once each; one thread of its own computes, with its
+arithmetic held to a number of threads. The event loop does neither.
+
+Letters in shapes: n rows of a batch, C classes, E joint embedding width, H image side in pixels.
+Knows nothing of names, versions, HTTP or Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from engine.boxes import open_box
+from engine.errors import ArtifactError, BoxError, KeyholeError, TaskError
+from engine.images import MAX_BYTES, Encoded
+from engine.protocols import Array, Towers
+from engine.threads import limited
+from serve.answering import Refusal, Timing
+from serve.batching import Batcher
+from serve.folding import Folded
+
+Value = TypeVar("Value")
+
+FORMATS = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"II*\x00": "TIFF",
+    b"MM\x00*": "TIFF",
+}
+"""How the formats begin that are taken; besides them WebP, whose mark stands behind a length."""
+_DECODED = 16
+"""Images that a thread decodes in one go, at most: the others are encoded meanwhile."""
+KNOWN = ", ".join(dict.fromkeys([*FORMATS.values(), "WEBP"]))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderSettings:
+    """How an encoder computes."""
+
+    device: str = "cpu"
+    """In torch's words."""
+    batch: int = 32
+    """Images of a batch, at most."""
+    decoders: int = 2
+    """Threads that decode images."""
+    threads: int = 1
+    """Threads of the encoder's own arithmetic."""
+    queue: int = 512
+    """Images that may wait or be worked on; more are refused."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scored:
+    """The answer of one artifact for one image."""
+
+    label: int
+    probabilities: Array
+    """`(C,)` float64; NaN where the box gives labels alone."""
+    scores: Array | None
+    """`(C,)` float32."""
+    features: Array | None
+    """`(E,)` float32."""
+
+
+Outcome = Scored | Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One decoded image, and who is to answer for it."""
+
+    pixels: Array
+    """`(3, H, H)`."""
+    folded: Sequence[Folded]
+
+
+class Encoder:
+    """A frozen box that answers for folded artifacts.
+
+    Args:
+        uri: The box.
+        classes, template: Of any one artifact: a box is not opened without.
+
+    Raises:
+        KeyholeError: As `open_box`.
+    """
+
+    def __init__(self, uri: str, classes: Sequence[str], template: str, settings: EncoderSettings) -> None:
+        self.settings = settings
+        self._compute = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._decode = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
+        self._batcher: Batcher[_Item, list[Outcome]] = Batcher(
+            self._answer, most=settings.batch, executor=self._compute
+        )
+        self._busy = 0
+        self.box = self._compute.submit(
+            open_box, uri, classes=classes, template=template, device=settings.device, threads=settings.threads
+        ).result()
+        self.width = 0
+        """E; 0 where the towers of the box cannot be asked apart."""
+        if isinstance(self.box, Towers):
+            pixels = np.zeros((1, 3, *(self.box.spec.image_size,) * 2), np.float32)
+            self.width = self.compute(self.box.encode, pixels).shape[1]
+
+    def compute(self, work: Callable[..., Value], *args: object) -> Value:
+        """Call in the thread that computes, between batches; for other threads, never for the event loop."""
+        return self._compute.submit(self._limited, work, *args).result()
+
+    def close(self) -> None:
+        """End the threads; what waits is dropped."""
+        for pool in (self._decode, self._compute):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def answer(self, images: Sequence[bytes], folded: Sequence[Folded]) -> list[tuple[list[Outcome], Timing]]:
+        """For every encoded image the outcomes in the order of `folded`. An image is decoded once."""
+        room = max(0, self.settings.queue - self._busy)
+        taken, left = images[:room], images[room:]
+        self._busy += len(taken)
+        try:
+            parts = await asyncio.gather(*(self._part(part, folded) for part in self._parts(taken)))
+        finally:
+            self._busy -= len(taken)
+        full = "as many images wait as may; try again, send fewer at once, or start more replicas"
+        refused = Refusal(code="overloaded", message=full, retry_after_s=1)
+        return [found for part in parts for found in part] + [([refused] * len(folded), Timing())] * len(left)
+
+    async def probe(self) -> None:
+        """Encode an image. Raises BoxError where that gives no finite features."""
+        if isinstance(self.box, Towers):
+            loop = asyncio.get_running_loop()
+            features = await loop.run_in_executor(self._compute, self._limited, self._probed)
+            if not np.isfinite(features).all():
+                raise BoxError("the model's features are not finite numbers")
+
+    def _probed(self) -> Array:
+        assert isinstance(self.box, Towers)
+        black = np.zeros((self.box.spec.image_size,) * 2 + (3,), np.uint8)
+        return self.box.encode(self.box.pixels([black]))
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _parts(self, images: Sequence[bytes]) -> list[Sequence[bytes]]:
+        """Images of one request that are decoded by one thread, one after the other."""
+        size = min(_DECODED, -(-len(images) // self.settings.decoders) or 1)
+        return [images[start : start + size] for start in range(0, len(images), size)]
+
+    async def _part(self, images: Sequence[bytes], folded: Sequence[Folded]) -> list[tuple[list[Outcome], Timing]]:
+        """Some images: by the artifacts that answer as a whole one by one, by all others in batches."""
+        loop, start = asyncio.get_running_loop(), time.perf_counter()
+        wholes = [one for one in folded if one.whole is not None]
+        asked = [one for one in folded if one.whole is None]
+        tables: list[dict[int, Outcome]] = [{} for _ in images]
+        timings = [Timing()] * len(images)
+        for one in wholes:
+            for table, image in zip(tables, images, strict=True):
+                table[id(one)] = await loop.run_in_executor(self._compute, self._limited, _whole, one, image)
+        if asked:
+            pixels = await loop.run_in_executor(self._decode, self._pixels, images)
+            decode_s = (time.perf_counter() - start) / len(images)
+            items = [_Item(found, asked) for found in pixels if not isinstance(found, Refusal)]
+            done = iter(await self._batcher.submit(items))
+            for number, found in enumerate(pixels):
+                if isinstance(found, Refusal):
+                    tables[number].update((id(one), found) for one in asked)
+                    continue
+                batched = next(done)
+                tables[number].update((id(one), out) for one, out in zip(asked, batched.result, strict=True))
+                timings[number] = Timing(
+                    decode_s=decode_s, queue_s=batched.queue_s, encode_s=batched.work_s, batch=batched.batch
+                )
+        rows = [[table[id(one)] for one in folded] for table in tables]
+        return list(zip(rows, timings, strict=True))
+
+    def _pixels(self, images: Sequence[bytes]) -> list[Array | Refusal]:
+        """`(3, H, H)` of each image, or why not."""
+        assert isinstance(self.box, Towers)
+        found: list[Array | Refusal] = []
+        for image in images:
+            refusal = unwanted(image)
+            try:
+                found.append(refusal or self.box.pixels([Encoded(image, "the image")])[0])
+            except TaskError as error:
+                found.append(Refusal(code="bad_image", message=str(error)))
+        return found
+
+    def _limited(self, work: Callable[..., Value], *args: object) -> Value:
+        with limited(self.settings.threads):
+            return work(*args)
+
+    def _answer(self, items: list[_Item]) -> list[list[Outcome]]:
+        """A batch: each image once for every frame, then the rows of each artifact together."""
+        assert isinstance(self.box, Towers)
+        rows: dict[tuple[int, int], int] = {}  # (item, its frame) -> row of the batch
+        places: dict[int, list[tuple[int, int]]] = {}  # artifact -> (item, row)
+        pixels: list[Array] = []
+        frames: list[Array | None] = []
+        artifacts: dict[int, Folded] = {}
+        for number, item in enumerate(items):
+            for folded in item.folded:
+                key = number, id(folded.frame)
+                if key not in rows:
+                    rows[key] = len(pixels)
+                    pixels.append(item.pixels)
+                    frames.append(folded.frame)
+                artifacts[id(folded)] = folded
+                places.setdefault(id(folded), []).append((number, rows[key]))
+        found: dict[tuple[int, int], Outcome] = {}
+        with limited(self.settings.threads):
+            features = self._encode(pixels, frames)
+            for which, where in places.items():
+                outcomes = scored(artifacts[which], features[[row for _, row in where]], self.box.scale)
+                found.update(((number, which), outcome) for (number, _), outcome in zip(where, outcomes, strict=True))
+        return [[found[number, id(folded)] for folded in item.folded] for number, item in enumerate(items)]
+
+    def _encode(self, pixels: list[Array], frames: list[Array | None]) -> Array:
+        """`(n, E)`. Batches of `batch` rows, also where artifacts with frames ask for an image several times."""
+        assert isinstance(self.box, Towers)
+        parts = []
+        for start in range(0, len(pixels), self.settings.batch):
+            some = slice(start, start + self.settings.batch)
+            stack, own = np.stack(pixels[some]), None
+            if any(frame is not None for frame in frames[some]):
+                own = np.stack([np.zeros_like(stack[0]) if frame is None else frame for frame in frames[some]])
+            parts.append(self.box.encode(stack, own))
+        return np.concatenate(parts)
+
+
+def scored(folded: Folded, features: Array, scale: float) -> list[Outcome]:
+    """Outcomes of one artifact for `(n, E)` image features."""
+    try:
+        outputs = folded.outputs(features, scale)
+    except ArtifactError as error:
+        return [Refusal(code="unavailable", message=str(error))] * len(features)
+    scores, probabilities = outputs.logits()[0], folded.probabilities(outputs)
+    return [
+        Scored(label=int(row.argmax()), probabilities=table, scores=row, features=feature)
+        for row, table, feature in zip(scores, probabilities, features, strict=True)
+    ]
+
+
+def unwanted(image: bytes) -> Refusal | None:
+    """Why these bytes are not even looked into; None: they may be an image."""
+    if len(image) > MAX_BYTES:
+        return Refusal(code="too_large", message=f"an image of {len(image)} bytes; {MAX_BYTES} are allowed: shrink it")
+    if not image:
+        return Refusal(code="bad_image", message="the image is empty; send an encoded image")
+    if image.startswith(tuple(FORMATS)) or (image[:4] == b"RIFF" and image[8:12] == b"WEBP"):
+        return None
+    return Refusal(code="unsupported_type", message=f"the bytes are no image of a known format; send one of {KNOWN}")
+
+
+def _whole(folded: Folded, image: bytes) -> Outcome:
+    """The answer of a classifier by itself."""
+    assert folded.whole is not None
+    if refusal := unwanted(image):
+        return refusal
+    try:
+        (answer,) = folded.whole.each([image])
+    except KeyholeError as error:
+        return Refusal(code="unavailable", message=str(error))
+    if isinstance(answer, TaskError):
+        return Refusal(code="bad_image", message=str(answer).replace("image 0", "the image"))
+    label = folded.classes.index(answer.label)
+    return Scored(label=label, probabilities=answer.probabilities, scores=None, features=None)

@@ -1,0 +1,124 @@
+"""A tuned prompt folded for one frozen box: what is left of it once its text has been encoded.
+
+A text prompt becomes one row a class. A pixel frame is added to the image, so it is data of a row in a batch. A head
+is applied after. An artifact of a box whose towers cannot be asked apart is answered by its `Classifier` as a whole.
+
+Letters in shapes: n images, C classes, E joint embedding width, H image side in pixels.
+Knows nothing of names, versions or requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.artifact import Artifact
+from engine.classifier import Classifier, probabilities_of, through_head
+from engine.errors import ArtifactError, KeyholeError
+from engine.heads import Head, on_scores
+from engine.protocols import Array, BlackBox, Outputs, Towers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Folded:
+    """How an artifact answers, given image features."""
+
+    classes: tuple[str, ...]
+    """C names."""
+    rows: Array | None = None
+    """`(C, E)` float32 L2-normalised text features; None where only a head on image features speaks."""
+    frame: Array | None = None
+    """`(3, H, H)` float32, added to the image."""
+    head: Head | None = None
+    head_name: str = ""
+    whole: Classifier | None = None
+    """Answers by itself, from encoded images; nothing else is set then."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of its arrays."""
+        arrays = [self.rows, self.frame, *(self.head.state_dict().values() if self.head else ())]
+        return sum(array.nbytes for array in arrays if array is not None)
+
+    def outputs(self, features: Array, scale: float) -> Outputs:
+        """The answer for `(n, E)` image features: features where there is no head, else scores. One candidate.
+
+        Raises:
+            ArtifactError: The scores are not finite.
+        """
+        text = None if self.rows is None else self.rows[None]
+        outputs = Outputs(text=text, image=features[None], scale=scale)
+        return outputs if self.head is None else through_head(self.head, self.head_name, outputs)
+
+    def probabilities(self, outputs: Outputs) -> Array:
+        """`(n, C)` float64, as `Classifier.predict` has them."""
+        return probabilities_of(outputs, len(self.classes))
+
+
+def fold(artifact: Artifact, box: BlackBox, width: int) -> Folded:
+    """Fold an artifact for an open box of its own kind, whose image features are `width` (E) wide.
+
+    Raises:
+        ArtifactError: The artifact was tuned on other weights, or does not fit the box.
+    """
+    meta = artifact.meta
+    if (found := box.spec.identity) != meta["identity"]:
+        differing = sorted(k for k in {**meta["identity"], **found} if meta["identity"].get(k) != found.get(k))
+        raise ArtifactError(f"it was tuned on another {meta['box']}: {', '.join(differing)} differ")
+    classes = tuple(meta["classes"])
+    if not isinstance(box, Towers):
+        return Folded(classes=classes, whole=Classifier(artifact).open())
+    if "features" not in box.spec.gives:
+        return Folded(classes=classes, whole=Classifier(artifact, box=box.retold(classes, meta["template"])))
+    head = artifact.head()
+    rows = _rows(artifact, box, head)
+    frame = artifact.arrays.get("pixels")
+    frame = None if frame is None or not frame.any() else frame.copy()
+    side = box.spec.image_size
+    if frame is not None and (frame.shape != (3, side, side) or "pixels" not in box.spec.accepts):
+        raise ArtifactError(f"its frame is {frame.shape[-1]} pixels wide, which {box.spec.uri} does not take")
+    for found_width in (None if rows is None else rows.shape[1], _width(head, meta["head"])):
+        if found_width not in (None, width):
+            raise ArtifactError(f"it holds features {found_width} wide, those of {box.spec.uri} are {width}")
+    folded = Folded(classes=classes, rows=rows, frame=frame, head=head, head_name=meta["head"] or "")
+    if rows is None and head is None:
+        raise ArtifactError("it holds neither text nor a head")
+    folded.outputs(np.full((1, width), width**-0.5, np.float32), box.scale)  # what would fail later fails here
+    return folded
+
+
+def refold(artifact: Artifact | None, box: Towers, classes: Sequence[str], template: str) -> Folded:
+    """Fold for other classes or another template: an artifact's context with them, or (None) the bare template.
+
+    A frame of the artifact stays.
+
+    Raises:
+        TaskError: The classes or the template cannot be used.
+        ArtifactError: The artifact has a head, which fits its own classes only.
+    """
+    bare = Artifact(meta={"classes": list(classes), "template": template, "head": None}, arrays={})
+    asked = Classifier(artifact or bare, box=box.retold(classes, template))
+    frame = None if artifact is None else artifact.arrays.get("pixels")
+    return Folded(
+        classes=tuple(classes), rows=asked.text_features(), frame=None if frame is None or not frame.any() else frame
+    )
+
+
+def _rows(artifact: Artifact, box: Towers, head: Head | None) -> Array | None:
+    """`(C, E)`, from the artifact where they lie in it; None where they are not needed."""
+    meta = artifact.meta
+    if head is not None and not on_scores(meta["head"]):
+        return None
+    if (kept := artifact.arrays.get("text_features")) is not None:
+        return kept.copy()  # the rest of the file is not kept in memory
+    try:
+        return Classifier(artifact, box=box.retold(tuple(meta["classes"]), meta["template"])).text_features()
+    except KeyholeError as error:
+        raise ArtifactError(str(error)) from error
+
+
+def _width(head: Head | None, name: str | None) -> int | None:
+    """E that a head on image features reads."""
+    return None if head is None or on_scores(name or "") else head.width

@@ -1,0 +1,91 @@
+"""Several encoders as one that answers: each ask goes to the encoder of its artifact's box.
+
+The gateway draws the version (a candidate's share, say) and asks for just that one, so that a request is answered by
+one version whichever replica it meets.
+Knows nothing of HTTP or Ray: encoders may be in this process or elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from engine.artifact import Artifact
+from serve.answering import ZERO_SHOT, Answer, Answering, Ask, Refusal
+from serve.artifact_shelf import Shelf
+from serve.folding import Folded
+from serve.replica import not_served, unknown
+from serve.schema import Offer
+from serve.settings import Directions
+from serve.watching import Watcher
+
+
+class Gateway:
+    """An `Answering` over others.
+
+    Args:
+        encoders: box URI -> who answers for its artifacts.
+        watch: As of `Shelf`.
+    """
+
+    def __init__(self, encoders: Mapping[str, Answering], watch: str | Path | None = None) -> None:
+        self._encoders = dict(encoders)
+        self.shelf = Shelf(self._known, watch)
+        self._watcher = Watcher(self.shelf)
+
+    def close(self) -> None:
+        """End its thread."""
+        self._watcher.close()
+
+    def direct(self, directions: Directions) -> None:
+        """Offer and lead as they say. Raises as `Shelf.direct`."""
+        self.shelf.direct(directions.artifacts, directions.traffic)
+
+    async def ask(self, images: Sequence[bytes], asks: Sequence[Ask]) -> list[list[Answer | Refusal]]:
+        """As `Answering`."""
+        columns: list[list[Answer | Refusal]] = [[] for _ in asks]
+        at: dict[str, list[tuple[int, Ask]]] = {}
+        for number, ask in enumerate(asks):
+            name, _, which = ask.artifact.partition("@")
+            entry = self.shelf.resolve(name if which == ZERO_SHOT else ask.artifact)
+            if entry is None:
+                columns[number] = [unknown(ask.artifact)] * len(images)
+                continue
+            exact = ask if which == ZERO_SHOT else replace(ask, artifact=f"{name}@{entry.version}")
+            at.setdefault(entry.box, []).append((number, exact))
+        await asyncio.gather(*(self._fill(columns, images, box, asked) for box, asked in at.items()))
+        return [[column[row] for column in columns] for row in range(len(images))]
+
+    async def offers(self) -> list[Offer]:
+        """As `Answering`: what the encoders have, and what none of them takes."""
+        found = {offer.name: offer for offer in self.shelf.offers() if offer.live is None}
+        for offers in await asyncio.gather(*(encoder.offers() for encoder in self._encoders.values())):
+            found.update((offer.name, offer) for offer in offers)
+        return [found[name] for name in sorted(found)]
+
+    async def ready(self, artifact: str | None = None) -> Refusal | None:
+        """As `Answering`."""
+        encoders = list(self._encoders.values())
+        if artifact is not None:
+            entry = self.shelf.resolve(artifact.removesuffix("@" + ZERO_SHOT))
+            if entry is None:
+                return unknown(artifact)
+            encoders = [self._encoders[entry.box]]
+        refusals = await asyncio.gather(*(encoder.ready() for encoder in encoders))
+        return next(filter(None, refusals), None)
+
+    async def _fill(
+        self, columns: list[list[Answer | Refusal]], images: Sequence[bytes], box: str, asked: list[tuple[int, Ask]]
+    ) -> None:
+        """The columns of the asks that go to one encoder."""
+        rows = await self._encoders[box].ask(images, [ask for _, ask in asked])
+        for place, (number, _) in enumerate(asked):
+            columns[number] = [row[place] for row in rows]
+
+    def _known(self, artifact: Artifact) -> Folded | None:
+        """What the gateway must know: the classes. Rows are the encoders'."""
+        if (box := artifact.meta["box"]) not in self._encoders:
+            raise not_served(box, self._encoders)
+        return Folded(classes=tuple(artifact.meta["classes"]))

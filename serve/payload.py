@@ -1,0 +1,29 @@
+"""Images as requests carry them -> encoded bytes. URLs are never fetched.
+
+Knows nothing of models: whether the bytes are an image shows when they are decoded.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+from serve.answering import Refusal
+
+
+def from_base64(text: str) -> bytes | Refusal:
+    """The bytes in standard base64, or in a data URI `data:image/png;base64,...`.
+
+    >>> from_base64("data:image/png;base64,iVBORw==")
+    b'\\x89PNG'
+    """
+    if text.startswith("data:"):
+        head, comma, text = text.partition(",")
+        if not comma or not head.endswith(";base64"):
+            return Refusal(code="bad_image", message="the data URI is not data:TYPE;base64,...; encode it in base64")
+    elif text[:8].lower().startswith(("http://", "https://", "file://", "ftp://")):
+        return Refusal(code="bad_image", message="URLs are not fetched; send the image itself, in base64")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return Refusal(code="bad_image", message="not valid base64; encode the image's bytes in standard base64")

@@ -1,0 +1,60 @@
+"""What is turned away before a route sees it."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from fastapi.testclient import TestClient
+
+from engine.errors import RecipeError
+from serve.keys import VARIABLE, load_keys
+from serve.routes import make_api
+
+
+@pytest.fixture
+def guarded(serving, runs, tmp_path):
+    file = tmp_path / "keys"
+    file.write_text(f"{hashlib.sha256(b'open sesame').hexdigest()}  # the shop\n\n")
+    answering = serving(shapes=runs["context-per-class"]).answering
+    return TestClient(make_api(answering, max_body_bytes=1000, keys=load_keys(file)))
+
+
+def test_only_who_has_a_key_may_ask(guarded, photo):
+    for headers in (
+        {},
+        {"Authorization": "Bearer shut"},
+        {"X-API-Key": b"\xfc"},
+        {"Authorization": "Basic open sesame"},
+    ):
+        answer = guarded.post("/models/shapes", content=photo(), headers=headers)
+        assert answer.status_code == 401 and answer.json()["code"] == "unauthorized"
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+    for headers in ({"Authorization": "Bearer open sesame"}, {"X-API-Key": "open sesame"}):
+        assert guarded.post("/models/shapes", content=photo(), headers=headers).status_code == 200
+    assert guarded.get("/v2/health/ready").status_code == 200
+    assert guarded.get("/v1/artifacts").status_code == 401
+
+
+def test_a_long_body_is_refused_plain_and_in_chunks(guarded):
+    def chunks():
+        for _ in range(30):
+            yield b"\x89PNG" * 10
+
+    headers = {"X-API-Key": "open sesame"}
+    for body in (b"x" * 1001, chunks()):
+        answer = guarded.post("/models/shapes", content=body, headers=headers)
+        assert answer.status_code == 413 and answer.json()["code"] == "too_large"
+    assert guarded.post("/models/shapes", content=b"x" * 1000, headers=headers).status_code == 415
+
+
+@pytest.mark.parametrize("text", ["", "# nobody\n", "open sesame\n", "ab" * 31])
+def test_a_file_without_hashes_is_refused(tmp_path, text):
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(RecipeError):
+        load_keys(tmp_path / "keys")
+
+
+def test_keys_of_the_environment(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "one, two,")
+    assert load_keys(None) == tuple(hashlib.sha256(key).digest() for key in (b"one", b"two"))

@@ -1,8 +1,7 @@
 """`keyhole bench search --ablation`: where `sketch` has its gain from, by taking out one part at a time.
 
-Each is the shipped search with one thing changed, so that probes, trust region and account stay the same. They lean on
-its insides: `SketchSearch._solve` calling `solve` of its module, and `_directions`.
-Knows nothing of tasks and of how trials run.
+Each is a method like any user's, the shipped search with one thing changed, so that probes, trust region and account
+stay the same. They lean on its insides: `SketchSearch._solve` calling `solve` of its module, and `_directions`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from bench.search_trials import Arm
+from bench.search.arms import Arm
 from engine.protocols import Array, Feedback, Outputs, Reply
 from engine.search.sketch import search as sketch
 from engine.search.sketch.search import Sketch, SketchSearch
@@ -29,13 +28,11 @@ NUDGE = 0.02
 def arms() -> list[Arm]:
     """The search, whole and in parts."""
     return [
-        Arm(label="sketch", method="sketch", options={}),
-        Arm(label="gradient steps on the table", method="bench.ablation:GradientSteps", options={}),
-        Arm(label="losses only", method="bench.ablation:LossesOnly", options={}),
+        Arm(label="sketch", method="sketch"),
+        Arm(label="gradient steps on the table", method="bench.search.ablation:GradientSteps"),
+        Arm(label="losses only", method="bench.search.ablation:LossesOnly"),
         Arm(label="no memory", method="sketch", options={"memory": Sketch().k}),
-        Arm(label="true leading directions (white box)", method="bench.ablation:TrueDirections",
-            options={}),
-    ]  # fmt: skip
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def _add(name: str, module: str, about: str) -> None:
     def run(arguments: tuple[str, ...]) -> None:
         answer = click.get_current_context().find_object(Answer)
         assert answer is not None, "keyhole.main() makes it"
-        raise click.exceptions.Exit(importlib.import_module(module).BENCH.run(name, arguments, answer.give))
+        raise click.exceptions.Exit(importlib.import_module(module).BENCH.run(name, about, arguments, answer.give))
 
 
 for _name, (_module, _about) in BENCHES.items():

@@ -73,9 +73,7 @@ def _run(comparisons: Mapping[Path, Comparison], cluster: Cluster) -> None:
     with Connected(cluster):
         for folder, comparison in comparisons.items():
             stopped, begun = threading.Event(), (folder / SETTINGS).exists()
-            compare(
-                None if begun else comparison, folder, resume=begun, cluster=cluster, board=board, stop=stopped
-            )  # fmt: skip
+            compare(None if begun else comparison, folder, resume=begun, cluster=cluster, board=board, stop=stopped)
             if stopped.is_set():  # Ctrl-C under Tune, which ends its trials first
                 raise KeyboardInterrupt
 

@@ -26,8 +26,6 @@ class Parser(argparse.ArgumentParser):
 class Bench:
     """One of `bench.commands.BENCHES`."""
 
-    about: str
-    """A line for `--help`."""
     settings: Callable[[Parser], None]
     """Adds its arguments to a parser."""
     measure: Callable[[argparse.Namespace], dict[str, Any]]
@@ -37,11 +35,12 @@ class Bench:
     verdict: Callable[[argparse.Namespace, Any], int] = lambda given, found: 0
     """The exit code for what was found."""
 
-    def run(self, name: str, arguments: Sequence[str], answer: Callable[[Mapping[str, Any]], None]) -> int:
+    def run(self, name: str, about: str, arguments: Sequence[str], answer: Callable[[Mapping[str, Any]], None]) -> int:
         """Parse, measure, and print a table or hand over one object.
 
         Args:
             name: Of the command.
+            about: A line for `--help`.
             arguments: Its words.
             answer: Takes the object of `--json`.
 
@@ -51,7 +50,7 @@ class Bench:
         Raises:
             KeyholeError: A user's mistake.
         """
-        parser = Parser(name, self.about)
+        parser = Parser(name, about)
         self.settings(parser)
         given = parser.parse_args(arguments)
         found = self.measure(given)

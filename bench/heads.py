@@ -82,9 +82,4 @@ def settings(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench-heads"))
 
 
-BENCH = Bench(
-    about="What a prompt, a head and both together reach on the embedded tasks.",
-    settings=settings,
-    measure=measure,
-    table=table,
-)
+BENCH = Bench(settings=settings, measure=measure, table=table)

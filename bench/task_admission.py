@@ -158,6 +158,4 @@ def _admission(pool: Task, uri: str, seeds: Sequence[int], shots: int) -> Admiss
     )
 
 
-BENCH = Bench(
-    about="In which tasks there is something to tune.", settings=settings, measure=measure, table=table, verdict=verdict
-)
+BENCH = Bench(settings=settings, measure=measure, table=table, verdict=verdict)

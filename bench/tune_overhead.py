@@ -97,9 +97,4 @@ def settings(parser: Parser) -> None:
     parser.add_argument("--track", default="", help="trackers to report to, divided by commas")
 
 
-BENCH = Bench(
-    about="What a comparison on Ray Tune adds to a trial, beside a plain loop.",
-    settings=settings,
-    measure=measure,
-    table=table,
-)
+BENCH = Bench(settings=settings, measure=measure, table=table)

@@ -1,19 +1,79 @@
-"""Sound timings: a clock for a device, its matrix rate beside every measurement, and the spread of paired ratios.
-
-Knows nothing of what is timed.
-"""
+"""Sound timings: a clock for a device, its matrix rate beside every measurement, and the spread of paired ratios."""
 
 from __future__ import annotations
 
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 
-def spread_of(values: Sequence[float]) -> dict[str, float]:
+@dataclass(frozen=True)
+class Way:
+    """One of the ways to the same features."""
+
+    call: Callable[[], Any]
+    """Gives a tensor; its first axis are the candidates, perhaps fewer than ours."""
+    count: int
+    """How many one call stands for."""
+
+
+def compared(
+    ways: Mapping[str, Way],
+    rate: Callable[[], float],
+    seconds: Callable[[Callable[[], Any]], tuple[float, Any]],
+    turns: int,
+    flops: tuple[float, float],
+) -> dict[str, Any]:
+    """Time all ways in turns, the matrix rate beside them, and compare the others with `ours`.
+
+    Args:
+        ways: By name.
+        rate: As `matrix_rate` gives it.
+        seconds: As `clock` gives it.
+        turns: How often.
+        flops: Of one by ours when nothing is computed twice, and of one by the plain way.
+    """
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    rates, results = [], {}
+    for _ in range(turns):
+        rates.append(rate())
+        for name, way in ways.items():
+            took, results[name] = seconds(way.call)
+            spent[name].append(took / way.count)
+    ours, features = spent.pop("ours"), results.pop("ours")
+    speeds = [flops[0] / took / 1e9 for took in ours]
+    return {
+        "turns": turns,
+        "ms": 1e3 * statistics.median(ours),
+        "ratio": {name: _spread([a / b for a, b in zip(other, ours, strict=True)]) for name, other in spent.items()},
+        "flops_saved": flops[1] / flops[0],
+        "floor_gflop": flops[0] / 1e9,
+        "gflops": statistics.median(speeds),
+        "rate_gflops": statistics.median(rates),
+        "of_rate": statistics.median(a / b for a, b in zip(speeds, rates, strict=True)),
+        "difference": max(float((other - features[: len(other)]).abs().max()) for other in results.values()),
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def work_cells(row: Mapping[str, Any], digits: int) -> tuple[str, ...]:
+    """The cells of a table for FLOPs saved, the floor and the speed."""
+    return f"{row['flops_saved']:.{digits}f}", f"{row['floor_gflop']:.{digits}f}", f"{row['gflops']:.0f}"
+
+
+def ratio(found: Mapping[str, float], bar: float | None = None, digits: int = 1) -> str:
+    """`28.7 [26.9, 29.9] (15)`: median, least and most of paired ratios, and the bar, if there is one."""
+    median, least, most = (f"{found[name]:.{digits}f}" for name in ("median", "least", "most"))
+    missed = "" if bar is None or found["median"] >= bar else ", missed"
+    return f"{median} [{least}, {most}]" + ("" if bar is None else f" ({bar:g}{missed})")
 
 
 def clock(device: Any) -> Callable[[Callable[[], Any]], tuple[float, Any]]:
@@ -35,14 +95,14 @@ def clock(device: Any) -> Callable[[Callable[[], Any]], tuple[float, Any]]:
     return on_cpu if device.type == "cpu" else elsewhere
 
 
-def matrix_rate(device: Any, width: int, seed: int) -> Callable[[], float]:
+def matrix_rate(device: Any, width: int) -> Callable[[], float]:
     """Measures GFLOP/s of an MLP's first matrix product: the faster of this torch's plain and its prepacked one."""
     import torch
 
     from engine.boxes.clip.transformer_blocks import can_prepack, linear
 
     rows = 1024 if device.type == "cpu" else 16384
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, width, generator=generator).to(device)
     weight = torch.randn(4 * width, width, generator=generator).to(device)
     seconds = clock(device)
@@ -54,6 +114,33 @@ def matrix_rate(device: Any, width: int, seed: int) -> Callable[[], float]:
 
     measure()
     return measure
+
+
+@contextmanager
+def stopwatch(methods: dict[str, Sequence[tuple[type, str]]], clock: Callable[[], float]) -> Iterator[dict[str, float]]:
+    """Seconds by name that methods of classes take in this process, whoever calls them, while the block lasts.
+
+    Args:
+        methods: By name, (class, method) pairs that do not call each other.
+        clock: Seconds, such as `time.thread_time`.
+    """
+    spent = dict.fromkeys(methods, 0.0)
+
+    def timed(call: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            started = clock()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                spent[name] += clock() - started
+
+        return inside
+
+    with ExitStack() as patches:
+        for name, pairs in methods.items():
+            for owner, method in pairs:
+                patches.enter_context(patch.object(owner, method, timed(getattr(owner, method), name)))
+        yield spent
 
 
 def machine(device: str) -> dict[str, Any]:

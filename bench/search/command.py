@@ -107,9 +107,4 @@ def settings(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench-search"))
 
 
-BENCH = Bench(
-    about="What each method reaches with a given number of evaluations, on the embedded tasks.",
-    settings=settings,
-    measure=measure,
-    table=table,
-)
+BENCH = Bench(settings=settings, measure=measure, table=table)

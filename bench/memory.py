@@ -165,5 +165,6 @@ def settings(parser: Parser) -> None:
 
 
 BENCH = Bench(
-    settings=settings, measure=measure, table=table, verdict=lambda given, found: int(found["peak_gb"] > given.limit)
-)
+    settings=settings, measure=measure, table=table,
+    verdict=lambda given, found: int(found["peak_gb"] > given.limit),
+)  # fmt: skip

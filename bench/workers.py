@@ -39,7 +39,10 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 def _shares(recipe: Recipe) -> dict[str, float]:
     from engine.boxes.clip.text_tower import TextTower
 
-    watched = {"encoder": [(TextTower, "encode")], "worker": [(Problem, "evaluate"), (Problem, "read")]}
+    watched: dict[str, list[tuple[type, str]]] = {
+        "encoder": [(TextTower, "encode")],
+        "worker": [(Problem, "evaluate"), (Problem, "read")],
+    }
     before: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, stopwatch(watched, time.thread_time) as spent:
         for step in Tuning(recipe, Path(folder, "run")):

@@ -117,7 +117,9 @@ def matrix_rate(device: Any, width: int) -> Callable[[], float]:
 
 
 @contextmanager
-def stopwatch(methods: dict[str, Sequence[tuple[type, str]]], clock: Callable[[], float]) -> Iterator[dict[str, float]]:
+def stopwatch(
+    methods: Mapping[str, Sequence[tuple[type, str]]], clock: Callable[[], float]
+) -> Iterator[dict[str, float]]:
     """Seconds by name that methods of classes take in this process, whoever calls them, while the block lasts.
 
     Args:

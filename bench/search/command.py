@@ -39,11 +39,8 @@ HEADLINE = ("sketch", "momentum", "nevergrad:DiagonalCMA")
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Run what is missing; write tables, pictures and JSON to the folder. Raises KeyholeError."""
-    budgets, seeds, step_seeds = (
-        numbers(given.budgets, float),
-        numbers(given.seeds, int),
-        numbers(given.step_seeds, int),
-    )
+    budgets = numbers(given.budgets, float)
+    seeds, step_seeds = numbers(given.seeds, int), numbers(given.step_seeds, int)
     arms = ablation.arms() if given.ablation else [Arm.read(word) for word in split_list(given.methods)]
     setting = Setting(
         tasks=split_list(given.tasks, uris=True), seeds=seeds, box=given.box, shots=given.shots,

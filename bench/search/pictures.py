@@ -92,17 +92,17 @@ def _claim(lines: Mapping[str, Mapping[float, float]]) -> str:
 
 
 def _name(axis: Any, ends: Sequence[tuple[float, float, str, dict[str, Any]]]) -> None:
-    """Names at the right ends of lines, moved apart where they would lie on each other."""
+    """Names at the right ends (x, y, name, style) of lines, moved apart where they would lie on each other."""
     low, high = axis.get_ylim()
     gap = (high - low) / 17
     for end in {x for x, *_ in ends}:
-        mine = sorted((rest for x, *rest in ends if x == end), key=lambda rest: rest[0])
-        places = np.array([y for y, *_ in mine])
+        mine = sorted((it for it in ends if it[0] == end), key=lambda it: it[1])
+        places = np.array([y for _, y, *_ in mine])
         for _ in range(100):
             short = np.maximum(gap - np.diff(places), 0) / 2
             places[:-1] -= short
             places[1:] += short
-        for y, (_, name, style) in zip(places, mine, strict=True):
+        for y, (_, _, name, style) in zip(places, mine, strict=True):
             axis.annotate(name, (end, y), (8, 0), textcoords="offset points", va="center", annotation_clip=False,
                           **style)  # fmt: skip
 

@@ -6,14 +6,13 @@ again. `keyhole report FOLDER` shows each by itself.
 
 from __future__ import annotations
 
-import math
 import sys
-import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from engine.errors import ArtifactError, BoxError
+from tuning.answer import interruptible
 from tuning.compare.comparison import Comparison, trials_of
 from tuning.compare.conduct import SETTINGS, compare
 from tuning.compare.experiment_trackers import Board
@@ -41,12 +40,14 @@ def carry_out(
 
     Returns:
         By folder a row a trial: a row of `results.csv`, with `best_loss`, the lowest training loss that was seen (with
-        a head, the head's), and `val_loss`, the lowest validation loss.
+        a head, the head's), and `val_loss`, the lowest validation
+        loss of a prompt, None where none was searched.
 
     Raises:
         RecipeError: A setting that nobody has, before anything runs.
         ArtifactError: A folder holds another comparison.
         BoxError: A trial failed; the same command tries it again.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, once the runs have ended with a checkpoint.
     """
     for folder, comparison in comparisons.items():
         trials_of(comparison)
@@ -70,11 +71,12 @@ def carry_out(
 
 def _run(comparisons: Mapping[Path, Comparison], cluster: Cluster) -> None:
     board = Board(lambda text: print(text, end="", file=sys.stderr), live=sys.stderr.isatty())
-    with Connected(cluster):
+    promise = "ending the runs; the same command continues them ..."
+    with Connected(cluster), interruptible(promise) as interrupted:
         for folder, comparison in comparisons.items():
-            stopped, begun = threading.Event(), (folder / SETTINGS).exists()
-            compare(None if begun else comparison, folder, resume=begun, cluster=cluster, board=board, stop=stopped)
-            if stopped.is_set():  # Ctrl-C under Tune, which ends its trials first
+            begun = (folder / SETTINGS).exists()
+            compare(None if begun else comparison, folder, resume=begun, cluster=cluster, board=board, stop=interrupted)
+            if interrupted.is_set():
                 raise KeyboardInterrupt
 
 
@@ -84,5 +86,5 @@ def _losses(folder: Path, row: Row) -> dict[str, float | None]:
     searched = history and not row["head"]
     return {
         "best_loss": history[-1]["best_loss"] if searched else row["train_loss"],
-        "val_loss": min(looked, default=math.inf),
+        "val_loss": min(looked, default=None),
     }

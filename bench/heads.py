@@ -16,13 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from bench.comparisons import CHUNK, TASKS, Row, carry_out
+from bench.comparisons import TASKS, Row, carry_out
 from bench.entry import Bench, Parser, header, line, numbers
+from engine.artifact import Artifact
 from engine.heads import HEADS
 from tuning.compare.comparison import Comparison, make_comparison, split_list
 from tuning.recipe import make_recipe
 
 TEMPLATE, COOP = "zero-shot", "ceiling:coop"
+CHUNK = 8
+"""Candidates encoded together."""
 
 
 def comparison(given: argparse.Namespace) -> Comparison:
@@ -45,7 +48,18 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     """A row a trial. Raises KeyholeError for a user's mistake."""
     rows = carry_out({given.out: comparison(given)}, given.parallel, optional=(COOP,))[given.out]
     names = ("task", "seed", "evaluations", "accuracy", "val_accuracy", "train_loss", "seconds")
-    return {"trials": [{"what": _words(row), **{name: row[name] for name in names}} for row in rows]}
+    return {
+        "trials": [
+            {"what": _words(row), **{name: row[name] for name in names}, "val_loss": _val_loss(given.out, row)}
+            for row in rows
+        ]
+    }
+
+
+def _val_loss(folder: Path, row: Row) -> float | None:
+    """Validation cross-entropy of the head, as its artifact keeps it, or of a prompt that has none."""
+    kept = Artifact.load(folder / "trials" / row["trial"]).arrays
+    return next((float(value) for name, value in kept.items() if name.endswith(".val_loss")), row["val_loss"])
 
 
 def _words(row: Row) -> str:

@@ -70,7 +70,7 @@ def choose(arms: Sequence[Arm], run: Callable[[list[Arm]], list[Row]]) -> tuple[
             kept.append(arm)
             continue
         mine = [[row for row in rows if row["arm"] == candidate.label] for candidate in candidates]
-        losses = np.array([[row["val_loss"] for row in sorted(found, key=_problem)] for found in mine])
+        losses = np.array([[row["val_loss"] for row in sorted(found, key=_problem)] for found in mine], float)
         ranks = _ranks(losses)
         best = _lowest(ranks)
         kept.append(replace(candidates[best], label=arm.label))
@@ -94,7 +94,7 @@ def _problem(row: Mapping[str, Any]) -> tuple[str, int]:
 
 def _ranks(losses: Array) -> list[float]:
     """Mean rank over problems of losses `(values, problems)`, 0 the best: tasks differ a hundredfold in loss."""
-    return (rankdata(np.nan_to_num(losses, nan=math.inf), axis=0).mean(-1) - 1).tolist()
+    return (rankdata(np.nan_to_num(losses, nan=np.inf), axis=0).mean(-1) - 1).tolist()
 
 
 def _lowest(ranks: Sequence[float]) -> int:

@@ -23,6 +23,9 @@ def test_every_combination_is_a_trial_and_stands_in_the_table(tmp_path, monkeypa
     accuracy = {what: [row["accuracy"] for row in rows if row["what"] == what] for what in names}
     assert min(accuracy["`gda`, with the prompt"]) > max(accuracy["zero-shot"])
     assert accuracy["`gda`, with the prompt"] != accuracy["`gda`, head alone"] != accuracy["prompt alone"]
+    losses = {row["what"]: row["val_loss"] for row in rows}
+    assert losses.pop("zero-shot") is None and all(0 < loss < 2 for loss in losses.values())
+    assert len(set(losses.values())) == len(losses)
     code, out, _ = command("bench", "heads", *words, "--out", str(tmp_path / "heads"))
     mean = 100 * sum(accuracy["prompt alone"]) / 2
     assert code == 0 and f"| prompt alone | {mean:.1f} | {mean:.1f} |" in out

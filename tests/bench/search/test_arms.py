@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
 from bench import comparisons
@@ -62,3 +65,17 @@ def test_a_folder_of_other_settings_is_refused(tmp_path):
 def test_a_failed_trial_is_an_error_that_names_it(tmp_path):
     with pytest.raises(BoxError, match=r"2 of 4 trials .*ZeroDivisionError"):
         run([Arm.read("momentum"), Arm.read("faulty_methods:Raises")], [20.0], TOY, tmp_path)
+
+
+def test_an_interrupted_run_keeps_its_checkpoint_and_goes_on(tmp_path, monkeypatch):
+    class Interrupting(comparisons.Board):
+        def heard(self, folder, metrics):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(comparisons, "Board", Interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        run([Arm.read("momentum")], [60.0], TOY, tmp_path)
+    first, second = sorted((tmp_path / "60" / "trials").iterdir())
+    assert (first / "checkpoint").is_dir() and not (second / "recipe.yaml").exists()
+    monkeypatch.undo()
+    assert [row["evaluations"] for row in run([Arm.read("momentum")], [60.0], TOY, tmp_path)] == [58, 58]

@@ -83,9 +83,10 @@ class Metrics(_Model):
     """What the run measured, accuracies on `test_images` of the test split."""
 
     test_images: Number
-    zero_shot_accuracy: Share
-    accuracy: Share
-    val_accuracy: Share
+    zero_shot_accuracy: Share | None
+    accuracy: Share | None
+    """None where the test split has not been read."""
+    val_accuracy: Share | None
     train_loss: float | None
 
 

@@ -277,16 +277,12 @@ class Classifier:
             _check_finite(outputs.image, outputs.text, outputs.scores)
             return outputs
         name = self.artifact.meta["head"]
-        read = heads.inputs(name, outputs)
-        if read is None:
+        found = heads.applied(name, self._head, outputs)
+        if found is None:
             what = "scores" if heads.on_scores(name) else "image features"
             raise ArtifactError(f"the artifact is a head on {what}, which this box does not give")
-        if read.shape[1] != self._head.width:
-            raise _other_head()
-        with np.errstate(over="ignore", invalid="ignore"):
-            scores = self._head.scores(read)
-        _check_finite(scores)
-        return Outputs(scores=scores[None])
+        _check_finite(found.scores)
+        return found
 
     def _prompted(self, staged: Staged, rows: Array) -> Outputs:
         """The box's answer to the tuned prompt. The text tower is asked for it once, where its features come back."""
@@ -304,7 +300,7 @@ class Classifier:
         context, pixels, words = artifact.arrays.get("context"), artifact.arrays.get("pixels"), artifact.words()
         same_classes = list(spec.classes) == artifact.meta["classes"]
         if self._head is not None and not same_classes:
-            raise _other_head()
+            raise ArtifactError("a head fits only the classes and the features that it was trained on")
         if context is not None and (spec.text is None or spec.text.context.shape[1] != context.shape[-1]):
             took = "no text context" if spec.text is None else f"vectors {spec.text.context.shape[1]} wide"
             raise ArtifactError(f"the artifact's context is {context.shape[-1]} wide, {spec.uri} takes {took}")
@@ -321,10 +317,6 @@ class Classifier:
             pixels=None if pixels is None or not pixels.any() else pixels[None],
             words=None if words in (None, spec.template) else (words,),
         )
-
-
-def _other_head() -> ArtifactError:
-    return ArtifactError("a head fits only the classes and the features that it was trained on")
 
 
 def _check_finite(*answers: Array | None) -> None:

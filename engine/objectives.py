@@ -107,6 +107,8 @@ class Weighted:
         return np.asarray([weight * term(outputs, labels) for weight, term in self.terms]).sum(0)
 
 
+PLAIN = ("auto", "cross-entropy")
+"""Those that are plain cross-entropy wherever scores or features are given."""
 OBJECTIVES: dict[str, Objective] = {
     "cross-entropy": cross_entropy,
     "top-k-cross-entropy": top_k_cross_entropy,

@@ -8,14 +8,19 @@ Knows nothing of torch, of Ray, or of any particular model, method or data set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from engine.errors import RefusedError
 from engine.search_space import Space
+
+if TYPE_CHECKING:
+    from engine.evaluators.problem import ProblemSpec
+    from engine.session import Session
+    from engine.tuning_loop import Step
 
 Array = np.ndarray
 
@@ -199,6 +204,12 @@ class Task:
     train: Split
     val: Split
     test: Split
+    shots: int = 1
+    """Training images of a class."""
+    seed: int = 1
+    """That drew the few-shot sample."""
+    half: str = "all"
+    """Which classes of the pool these are: all, base (the first half) or new (the second)."""
     control: bool = False
     """A control: neither CoOp nor a linear probe is clearly above zero-shot here."""
     test_of: int | None = None
@@ -226,6 +237,10 @@ class BlackBox(Protocol):
 
     def answer(self, prompts: Prompts, staged: Staged, rows: Array) -> Outputs:
         """What the box gives for each candidate on these rows. Raises RefusedError for a prompt it does not accept."""
+        ...
+
+    def knows(self, template: str) -> bool:
+        """Whether it can be asked a template in words: it fits the model, and every word of it is known."""
         ...
 
     def work(self) -> Work:
@@ -261,9 +276,9 @@ class Feedback:
     losses: Array
     """`(P,)` float64; NaN: that candidate failed."""
     outputs: Outputs | None = None
-    """The table, for methods whose `needs.table` is set."""
+    """The table, where it was asked for: on all rows or, of a large one, on evenly spaced rows."""
     labels: Array | None = None
-    """`(B',)` int64, with the table: of the rows it holds, all of the step's or, of a large one, evenly spaced ones."""
+    """`(B',)` int64 of the rows that `outputs` holds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -274,6 +289,24 @@ class Needs:
     accepts: frozenset[str] = frozenset()
     table: bool = False
     """Whether `tell` wants the outputs themselves, not only their losses."""
+    whole: bool = False
+    """Whether whole answers are held for it, as to fit a head; else losses and text features are all that is kept."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prefers:
+    """What a method is for, where the recipe leaves it open. None: nothing in particular."""
+
+    prompt: str | None = None
+    """The only kind of prompt that it takes."""
+    tokens: int | None = None
+    """M, of a text context."""
+    per_class: bool | int | None = None
+    """Whether each class has a text context of its own; a number: where there are no more classes than that."""
+    subspace: str | None = None
+    """Of text."""
+    head: str | None = None
+    """Joined to its prompt at the end."""
 
 
 class Search(Protocol):
@@ -306,21 +339,31 @@ class Search(Protocol):
 
 @runtime_checkable
 class Method(Protocol):
-    """A search method: a frozen dataclass of hyper-parameters whose repr is its configuration."""
+    """A way to a classifier: a frozen dataclass of hyper-parameters whose repr is its configuration."""
 
     needs: Needs
+    prefers: Prefers
 
-    def start(self, space: Space, candidates: float, seed: int) -> Search:
-        """A search from theta = 0 that may ask for so many candidates."""
+    def run(self, session: Session, resume: dict[str, Any] | None = None) -> Iterator[Step]:
+        """Spend the session's budget, a `Step` a round; at the end `session.outcome` is what it arrived at.
+
+        Args:
+            session: What is asked, and the account.
+            resume: The state of an earlier `Step`.
+
+        Raises BudgetError for a budget that does not cover the least that it asks, ArtifactError for another's state.
+        """
+        ...
+
+    def cost(self, num_train: int, num_val: int, budget: float) -> float:
+        """Evaluations that a run spends, at most."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reply:
-    """An evaluator's answer for P candidates."""
+class Reply(Feedback):
+    """An evaluator's answer for P candidates: what a search learns of it, and what it cost."""
 
-    losses: Array
-    """`(P,)` float64, NaN where a candidate failed."""
     correct: Array
     """`(P,)` int64: how many of the rows were classified right."""
     pairs: int
@@ -329,19 +372,20 @@ class Reply:
     split: str = "train"
     staged: int = 0
     """Images that staging this split encoded, wherever it was done."""
-    outputs: Outputs | None = None
-    """The table, where it was asked for: on all rows or, of a large one, on evenly spaced rows."""
-    labels: Array | None = None
-    """`(B',)` int64 of the rows that `outputs` holds."""
     retries: int = 0
     duplicates: int = 0
     bytes: int = 0
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Where candidates are evaluated: Serial or RayPool. Same answers, same account."""
 
     workers: int
+    spec: ProblemSpec
+    """What is evaluated."""
+    box: BlackBox | None
+    """The box, where it is open in this process."""
 
     def stage(self, split: str) -> None:
         """Bring a split's images to where the box lives, ahead of their first use; it is on the account of that."""
@@ -364,10 +408,6 @@ class Evaluator(Protocol):
 
     def decode(self, theta: Array) -> dict[str, Array]:
         """The prompt of one candidate as an artifact keeps it. Nothing is asked of the box."""
-        ...
-
-    def templates(self) -> Array:
-        """`(T, d)` the whole templates of a prompt in words that the box knows. Nothing is asked of the box."""
         ...
 
     def fingerprint(self) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +24,8 @@ class Space:
     embedding for text contexts."""
     moves: frozenset[str] = frozenset({"text", "image"})
     """Which features follow theta. The others are the same for all candidates, on an axis of 1."""
+    known: np.ndarray | None = field(default=None, compare=False)
+    """`(T, d)` float32 candidates to begin with, theta = 0 first: the whole templates of a prompt in words."""
 
     @property
     def width(self) -> int:

@@ -1,6 +1,6 @@
 """The loop: ask, evaluate, tell, look. A generator that everything iterates.
 
-Progress bars, checkpoints, early stopping, trackers and reports are `for` bodies over `steps(...)`; there are no
+Progress bars, checkpoints, early stopping, trackers and reports are `for` bodies over a method's `run`; there are no
 callbacks. Knows nothing of files, of Ray and of the command line.
 """
 
@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from engine.checkpoint import Like, arrays_like, number, whole_number
 from engine.errors import ArtifactError, BoxError, BudgetError, KeyholeError
-from engine.ledger import Ledger
-from engine.protocols import Array, Feedback, Search
+from engine.outcome import Outcome, with_head
+from engine.protocols import Array, Needs, Prefers, Reply, Search
 from engine.random_streams import Purpose, rng
+from engine.search.warm import Warm
+from engine.search_space import Space
 from engine.session import Session, key_of
 
 STATE = {"step", "best_loss", "next_look", "seconds", "ledger", "session", "best", "answered", "search"}
 """What a checkpoint holds of a run."""
-LOOKS = 20
-"""How often a run reads the validation split to select what it will keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,77 +74,100 @@ class Step:
         }
 
 
+class SearchMethod:
+    """A method that searches by ask and tell: a frozen dataclass that inherits this states `needs` and has `start`."""
+
+    needs = Needs()
+    prefers = Prefers()
+
+    def start(self, space: Space, candidates: float, seed: int) -> Search:
+        """A search from theta = 0 that may ask for so many candidates."""
+        raise NotImplementedError
+
+    def begin(self, session: Session) -> Search:
+        """Its search in a session, from the template or from where the settings say."""
+        settings, space = session.settings, session.space
+        if settings.origin is None:
+            return self.start(space, session.candidates, settings.seed)
+        if space.known is None:
+            return Warm(self.start(space, session.candidates, settings.seed), settings.origin)
+        # Numbers of words cannot be moved as vectors can: the origin is the first of the parents.
+        others = space.known[1:][(space.known[1:] != settings.origin).any(1)]
+        known = np.vstack([space.known[:1], settings.origin, others])
+        return self.start(replace(space, known=known), session.candidates, settings.seed)
+
+    def run(self, session: Session, resume: dict[str, Any] | None = None) -> Iterator[Step]:
+        """Search until the budget is spent; then join the head that the settings name. Raises as `steps`."""
+        best = yield from steps(self.begin(session), session, table=self.needs.table, resume=resume)
+        session.outcome = arrived(session, best)
+
+    def cost(self, num_train: int, num_val: int, budget: float) -> float:
+        """All of the budget."""
+        return budget
+
+
+def arrived(session: Session, best: Look) -> Outcome:
+    """The selected candidate, joined by the head that the settings name."""
+    if (head := session.settings.head) is not None:
+        return with_head(head, best.theta, session)
+    accuracy = None if math.isnan(best.val_accuracy) else best.val_accuracy
+    train_loss = session.train_loss(best.theta, best.train_loss)
+    return Outcome(theta=best.theta, val_accuracy=accuracy, train_loss=train_loss)
+
+
 def steps(
-    search: Search,
-    session: Session,
-    *,
-    batch: int | None = None,
-    rows: int | None = None,
-    looks: int = LOOKS,
-    seed: int = 1,
-    table: bool = False,
-    resume: dict[str, Any] | None = None,
-) -> Iterator[Step]:
-    """Run a search until its budget is spent, one `Step` a round.
+    search: Search, session: Session, *, table: bool = False, resume: dict[str, Any] | None = None
+) -> Generator[Step, None, Look]:
+    """Run a search until its budget is spent, one `Step` a round; returns the selected reading.
 
     Args:
         search: a fresh search (with `resume`: it is brought to where it was).
         session: where candidates are evaluated and booked; the loop never asks for more than its budget covers.
             Without validation images the lowest training loss is selected.
-        batch: most candidates a round (None: as many as the search likes).
-        rows: images a round, chosen from (seed, step) (None: all N).
-        looks: validation readings in a run.
-        seed: of the rows.
         table: whether the search wants the box's outputs, and the labels, with the losses.
         resume: the state of an earlier `Step`.
 
     Raises BudgetError for a budget that does not cover the template, ArtifactError for a state of another shape,
     BoxError when theta = 0 itself cannot be evaluated.
     """
-    ledger = session.ledger
+    ledger, settings = session.ledger, session.settings
     least = ledger.images + (0 if session.free_looks else session.size("val"))
     if ledger.budget * ledger.images < least:
         raise BudgetError(
             f"budget={ledger.budget}: the template and its validation alone take {least / ledger.images:.2f} "
             "evaluations; allow more"
         )
-    run = _Run(search, session, looks)
+    run = _Run(search, session)
     if resume is not None:
         run.restore(resume)
-    N = ledger.images
-    B = N if rows is None else min(rows, N)
+    N, B = ledger.images, session.rows
     while True:
-        chosen = None if B == N else np.sort(rng(seed, run.step, Purpose.ROWS).choice(N, B, replace=False))
-        limit = ledger.affordable(B, reserve=run.reserve)
+        chosen = None if B == N else np.sort(rng(settings.seed, run.step, Purpose.ROWS).choice(N, B, replace=False))
+        limit = session.affordable
         if run.step == 0:
             # theta = 0 is always evaluated; room is left for it in case the search begins elsewhere.
             limit = max(limit - 1, 1)
         if limit < 1:
-            return
-        thetas = np.ascontiguousarray(search.ask(min(limit, batch or limit)), np.float32)
+            assert run.best is not None
+            return run.best
+        thetas = np.ascontiguousarray(search.ask(min(limit, settings.batch or limit)), np.float32)
         if run.step == 0 and thetas[0].any():
             run.evaluate(np.zeros_like(thetas[:1]), chosen, table=False)
         reply = run.evaluate(thetas, chosen, table=table)
         if run.step == 0 and math.isnan(run.zero_loss):
             raise BoxError("the template itself (theta = 0) got no finite loss from this box; check its answers")
         run.between = False
-        search.tell(thetas, Feedback(losses=reply.losses, outputs=reply.outputs, labels=reply.labels))
-        yield run.finish(reply.losses, B)
-
-
-def kept_back(ledger: Ledger, num_val: int) -> int:
-    """Pairs of a fresh budget that are kept for the last look and the training loss of what it selects."""
-    return min(num_val + ledger.images, ledger.pairs_left // 2)
+        search.tell(thetas, reply)
+        yield run.finish(reply.losses)
 
 
 class _Run:
     """What changes from round to round; all of it goes into a checkpoint."""
 
-    def __init__(self, search: Search, session: Session, looks: int) -> None:
+    def __init__(self, search: Search, session: Session) -> None:
         self.search, self.session, self.ledger = search, session, session.ledger
         self.num_val = session.size("val")
-        self.every = self.ledger.budget / max(1, looks)
-        self.reserve = kept_back(self.ledger, self.num_val)
+        self.every = self.ledger.budget / session.settings.looks
         self.step = 0
         self.best_loss = self.zero_loss = math.nan
         self.best: Look | None = None
@@ -158,7 +181,7 @@ class _Run:
         self.between = False
         """Whether the search stands where the last round left it."""
 
-    def evaluate(self, thetas: Array, chosen: Array | None, *, table: bool) -> Any:
+    def evaluate(self, thetas: Array, chosen: Array | None, *, table: bool) -> Reply:
         """Evaluate training candidates; remember what the whole training set said of each."""
         reply = self.session.evaluate(thetas, chosen, table=table)
         for theta, loss in zip(thetas, reply.losses, strict=True):
@@ -168,12 +191,12 @@ class _Run:
                 self.answered[key_of(theta)] = float(loss)
         return reply
 
-    def finish(self, losses: Array, rows: int) -> Step:
+    def finish(self, losses: Array) -> Step:
         """Close a round: look at the validation split where it is time, and report."""
         finite = losses[np.isfinite(losses)]
         loss = float(finite.min()) if len(finite) else math.nan
         self.best_loss = float(np.nanmin([self.best_loss, loss])) if len(finite) else self.best_loss
-        last = self.ledger.affordable(rows, reserve=self.reserve) < 1
+        last = self.session.affordable < 1
         look = None
         if self.step == 0:
             look = self.look(np.zeros_like(self.search.recommend()))
@@ -197,7 +220,7 @@ class _Run:
             look=look,
             best=self.best,
             seconds=self.before + time.monotonic() - self.started,
-            last=last or self.ledger.affordable(rows, reserve=self.reserve) < 1,
+            last=last or self.session.affordable < 1,
             state=self.state,
         )
 

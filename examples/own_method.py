@@ -1,24 +1,22 @@
-"""A method of one's own: a frozen dataclass with `needs` and `start`, used by name as `own_method:Hill`.
+"""A method of one's own: a frozen dataclass with `start`, used by name as `own_method:Hill`.
 
 Run `python examples/own_method.py`, or with this folder on PYTHONPATH: `keyhole tune --method own_method:Hill`.
 """
 
 import sys
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-import keyhole
-from engine.protocols import Needs
+import keyhole as kh
 from engine.random_streams import Purpose, rng
+from engine.tuning_loop import SearchMethod
 
 
 @dataclass(frozen=True)
-class Hill:
+class Hill(SearchMethod):
     """Hill climbing: Gaussian steps around the best so far."""
 
-    needs: ClassVar[Needs] = Needs()
     sigma: float = 0.2
     """Standard deviation of a step, in units of theta."""
 
@@ -53,5 +51,6 @@ class Climb:
 
 if __name__ == "__main__":
     out = sys.argv[1] if len(sys.argv) > 1 else "runs/own"
-    result = keyhole.tune(out, task="mini:digits", method={"name": "own_method:Hill", "sigma": 0.1}, budget=200)
-    print(f"{result['zero_shot_accuracy']:.3f} -> {result['accuracy']:.3f}")
+    method = {"name": "own_method:Hill", "sigma": 0.1}
+    found = kh.tune("mini:resnet", "mini:digits", method=method, budget=200, out=out).metrics
+    print(f"{found['zero_shot_accuracy']:.3f} -> {found['accuracy']:.3f}")

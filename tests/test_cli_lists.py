@@ -8,9 +8,9 @@ import pytest
 
 from bench.commands import BENCHES
 from engine import boxes, prompts, search
+from engine.heads import HEADS
 from miniature import models
 from miniature import tasks as embedded
-from tuning import queryless
 from tuning.compare.comparison import Comparison
 from tuning.data import load_task as tasks
 from tuning.recipe import Recipe
@@ -50,7 +50,7 @@ def test_the_lists_leave_nothing_out(command):
     def names(what: str) -> set[str]:
         return {row["name"] for row in json.loads(command("list", what, "--json")[1])[what]}
 
-    assert names("methods") == {*search.METHODS, "nevergrad:NAME", *queryless.names()}
+    assert names("methods") == {*search.METHODS, "nevergrad:NAME", *(f"head:{name}" for name in HEADS), "ceiling:coop"}
     assert names("prompts") == set(prompts.PROMPTS)
     assert {name.partition(":")[0] for name in names("boxes")} == {form.partition(":")[0] for form in boxes.FORMS}
     assert {name.partition(":")[0] for name in names("tasks")} == {*tasks.SCHEMES, "package.module"}

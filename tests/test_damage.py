@@ -45,7 +45,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
             Image.fromarray(pixels).save(home / "images" / name / f"{number}.png")
     for kind, settings in KINDS.items():
         own = {"task": f"folder:{home / 'images'}?test=0.8", "box": "mini:resnet"}
-        tune(home / kind, **{**own, "shots": 4, "budget": 20, **settings})
+        tune(out=home / kind, **{**own, "shots": 4, "budget": 20, **settings})
     return {kind: home / kind for kind in KINDS}
 
 

@@ -14,17 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from engine import search
 from engine.boxes.feature_cache import VARIABLE
 from engine.evaluators.serial import Serial
-from engine.ledger import Ledger
 from engine.phases import phase
 from engine.protocols import Split, Task
-from engine.session import Session
 from engine.threads import limited
-from tuning import budget, queryless
+from engine.tuning_loop import SearchMethod
+from tuning import budget
 from tuning.recipe import Recipe
-from tuning.run import begin, problem_of, task_of
+from tuning.resolve import method_of
+from tuning.run import problem_of, session_of, task_of
 
 TIMED = 16
 """Images that a local box is timed on."""
@@ -36,13 +35,8 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     Seconds are those of images that no cache holds yet. Raises as a run does before its first query.
     """
     task = task_of(recipe)
-    method = None
-    if queryless.is_queryless(recipe.method):
-        queryless.check(recipe)
-        evaluations = queryless.cost(task, recipe)
-    else:
-        method = search.make(recipe.method, recipe.options)
-        evaluations = float(recipe.budget)
+    method = method_of(recipe)
+    evaluations = method.cost(len(task.train), len(task.val), float(recipe.budget))
     local = recipe.box.split(":", 1)[0] not in ("http", "https", "chat")
     seconds: dict[str, float | None] = dict.fromkeys(("encoding_seconds", "seconds", "test_seconds"))
     note = None
@@ -51,10 +45,8 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         serial = Serial(replace(problem_of(recipe, task, method), splits=few), chunk=recipe.pool.chunk)
         with phase("timing the box on a few images"), _uncached(), limited(recipe.pool.threads):
             seconds = _seconds(serial, task, evaluations, max(1, recipe.workers))
-        if method is not None and budget.is_small(recipe):
-            session = Session(serial, Ledger(images=len(task.train), budget=recipe.budget), task.splits)
-            sample = begin(budget.ample(recipe), method, session)
-            note = budget.word(recipe, sample, session)
+        if isinstance(method, SearchMethod):
+            note = budget.word(session_of(recipe, task, serial, method), method, recipe.method)
     return {
         "task": recipe.task,
         "box": recipe.box,

@@ -13,7 +13,6 @@ from engine import prompts as prompt_kinds
 from engine import search
 from miniature import models
 from miniature import tasks as embedded
-from tuning import queryless
 from tuning.data import load_task
 from tuning.recipe import Recipe
 from tuning.report.terminal_table import Table
@@ -23,7 +22,7 @@ _POOREST_FIRST = ("labels", "topk", "scores", "features")
 
 def list_methods() -> list[dict[str, Any]]:
     """Name, the least that it needs of a box, what it is, its options with their defaults."""
-    searched = [
+    return [
         {
             "name": row["name"],
             "needs": _needs(row["gives"], row["accepts"]),
@@ -32,16 +31,6 @@ def list_methods() -> list[dict[str, Any]]:
         }
         for row in search.describe()
     ]
-    others = [{"name": n, "needs": _needs_of(n), "what": about, "options": {}} for n, about in queryless.ABOUT.items()]
-    return [*searched, *others]
-
-
-def _needs_of(name: str) -> str:
-    if name.startswith("head:score-"):
-        return "scores"
-    if name == queryless.ENSEMBLE:
-        return _needs(["features"], ["words"])
-    return {"head": "features", "ceiling": "a local model"}.get(name.partition(":")[0], "labels")
 
 
 def _needs(gives: list[str], accepts: list[str]) -> str:

@@ -135,6 +135,11 @@ class Recipe:
         if self.half not in HALVES:
             raise RecipeError(f"half={shown(self.half)} must be {', '.join(HALVES[:-1])} or {HALVES[-1]}")
 
+    @property
+    def sample_seed(self) -> int:
+        """That draws the few-shot sample."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def as_dict(self) -> dict[str, Any]:
         """Plain nested values, as `recipe.yaml` holds them; `make_recipe` reads them back."""
         plain = dataclasses.asdict(self)

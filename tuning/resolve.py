@@ -11,12 +11,35 @@ from pathlib import Path
 from engine import search
 from engine.artifact import Artifact
 from engine.errors import ArtifactError, RecipeError
+from engine.outcome import check_head
 from engine.prompts import PROMPTS
 from engine.prompts.pixels import default_width
-from engine.protocols import BoxSpec, Method
-from tuning import queryless
+from engine.protocols import BoxSpec, Method, Prefers
+from engine.tuning_loop import SearchMethod
 from tuning.data.load_task import located
 from tuning.recipe import PromptRecipe, Recipe, make_recipe
+
+
+def method_of(recipe: Recipe) -> Method:
+    """The recipe's method. Raises RecipeError for a name, an option or a head that does not exist, or does not fit."""
+    method = search.make(recipe.method, recipe.options)
+    if recipe.head is not None and not isinstance(method, SearchMethod):
+        raise RecipeError(
+            f"head={recipe.head!r} joins a prompt method, not {recipe.method}; use method=head:NAME alone"
+        )
+    if recipe.head != method.prefers.head:
+        check_head(recipe.head)
+    return method
+
+
+def joined_head(recipe: Recipe, method: Method, spec: BoxSpec | None) -> str | None:
+    """The head that is joined to the prompt: the recipe's, else the method's own.
+
+    A mixture of templates takes features: on a box without them (or a box that is not open yet) the best template is
+    all there is.
+    """
+    head = recipe.head or method.prefers.head
+    return None if head == "templates" and (spec is None or "features" not in spec.gives) else head
 
 
 def prompt_of(recipe: Recipe, method: Method | None = None) -> PromptRecipe:
@@ -26,7 +49,8 @@ def prompt_of(recipe: Recipe, method: Method | None = None) -> PromptRecipe:
     Raises RecipeError for another kind than the method is for, ArtifactError where the start cannot be read.
     """
     prompt = recipe.prompt
-    own = queryless.PROMPTS.get(recipe.method) if method is None else getattr(method, "prompt", None)
+    prefers = method.prefers if method else Prefers()
+    own = prefers.prompt
     if own is not None:
         if prompt.name not in (PromptRecipe.name, own):
             raise RecipeError(f"prompt.name={prompt.name!r}: method {recipe.method} searches {own}; leave it out")
@@ -42,16 +66,16 @@ def prompt_of(recipe: Recipe, method: Method | None = None) -> PromptRecipe:
             )
         return replace(prompt, **{key: begun.get(key) for key, value in asdict(prompt).items() if value is None})
     if prompt.tokens is None and "text" in prompt.name:
-        prompt = replace(prompt, tokens=getattr(method, "tokens", None))
+        prompt = replace(prompt, tokens=prefers.tokens)
     if prompt.name == "text":
         if prompt.per_class is None:
-            prompt = replace(prompt, per_class=getattr(method, "per_class", None))
+            prompt = replace(prompt, per_class=prefers.per_class)
         if prompt.subspace is None:
-            prompt = replace(prompt, subspace=getattr(method, "subspace", None))
+            prompt = replace(prompt, subspace=prefers.subspace)
     return prompt if prompt.subspace else replace(prompt, subspace="full")
 
 
-def resolved(recipe: Recipe, method: Method | None, spec: BoxSpec | None = None) -> Recipe:
+def resolved(recipe: Recipe, method: Method, spec: BoxSpec | None = None) -> Recipe:
     """The recipe with every default written out, so that it makes the same run whatever the defaults become.
 
     Null stays where it is itself a value (`rows`: all of them), where a setting does not apply, and where the prompt's
@@ -59,22 +83,18 @@ def resolved(recipe: Recipe, method: Method | None, spec: BoxSpec | None = None)
 
     Args:
         recipe: as the user gave it.
-        method: the recipe's; None: it searches no prompt.
+        method: the recipe's.
         spec: of the open box; None: what only the box settles (the template's tokens, say) stays open.
     """
-    prompt, head = prompt_of(recipe, method), recipe.head
-    if head is None and method is not None:
-        head = getattr(method, "head", None)
-        if head == "templates" and (spec is None or "features" not in spec.gives):
-            head = None  # a mixture of templates takes features: without them the best template is all there is
+    prompt = prompt_of(recipe, method)
     filled = replace(
         recipe,
         task=located(recipe.task),
         start=None if recipe.start is None else str(Path(recipe.start).absolute()),
-        data_seed=recipe.seed if recipe.data_seed is None else recipe.data_seed,
+        data_seed=recipe.sample_seed,
         prompt=prompt if spec is None else _completed(prompt, spec),
-        head=head,
-        options=recipe.options if method is None else {**recipe.options, **search.options_of(recipe.method, method)},
+        head=joined_head(recipe, method, spec),
+        options={**recipe.options, **search.options_of(recipe.method, method)},
     )
     return make_recipe(filled.as_dict())  # as it is read back: `cpus: 1` is 1.0
 

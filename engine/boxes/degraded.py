@@ -133,6 +133,10 @@ class ImperfectBox:
             return Outputs(topk=(best, np.take_along_axis(told, best, -1).astype(np.float32)))
         return Outputs(labels=told.argmax(-1))
 
+    def knows(self, template: str) -> bool:
+        """Whether the inner box can be asked a template in words."""
+        return self.inner.knows(template)
+
     def work(self) -> Work:
         """Sequences and image encodes since the last call."""
         return self.inner.work()

@@ -149,6 +149,10 @@ class ToyBox:
         text = _NETWORK.text(contexts, self.spec.classes)
         return keep_only(Outputs(text=text, image=staged[rows][None], scale=SCALE), self.spec.gives)
 
+    def knows(self, template: str) -> bool:
+        """Any template: a word is a hash to it."""
+        return True
+
     def work(self) -> Work:
         """Sequences and image encodes since the last call."""
         done, self._work = self._work, Work()

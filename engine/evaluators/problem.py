@@ -36,7 +36,8 @@ Losses are of all rows whatever the table holds."""
 class ProblemSpec:
     """All that a worker needs to build the problem for itself: references, no weights and no images."""
 
-    box: str
+    box: str | BlackBox
+    """Its URI; an open box answers in this process alone."""
     classes: tuple[str, ...]
     template: str
     splits: Mapping[str, Split]
@@ -46,6 +47,19 @@ class ProblemSpec:
     """A name of `engine.objectives`; auto: cross-entropy, that of the top k, or the error rate of labels."""
     device: str = "cpu"
     threads: int | None = 1
+
+    @property
+    def uri(self) -> str:
+        """Of its box."""
+        return self.box if isinstance(self.box, str) else self.box.spec.uri
+
+    def open(self) -> BlackBox:
+        """The box, opened anew where it is a URI. Raises KeyholeError as `open_box` does."""
+        if not isinstance(self.box, str):
+            return self.box
+        return open_box(
+            self.box, classes=self.classes, template=self.template, device=self.device, threads=self.threads
+        )
 
 
 @dataclass(frozen=True)
@@ -79,15 +93,11 @@ class Problem:
 
     def __init__(self, spec: ProblemSpec, common: OpenBox | None = None) -> None:
         self.spec = spec
-        with phase(f"opening {spec.box}"):
-            self._common = common or OpenBox(
-                open_box(
-                    spec.box, classes=spec.classes, template=spec.template, device=spec.device, threads=spec.threads
-                )
-            )
+        with phase(f"opening {spec.uri}"):
+            self._common = common or OpenBox(spec.open())
         self.box = self._common.box
         self.prompt: Parametrization = make_prompt(spec=self.box.spec, **spec.prompt)
-        self.space = self.prompt.space
+        self.space = self._space()
         objective = spec.objective
         if objective == "auto":
             gives = self.box.spec.gives
@@ -100,7 +110,7 @@ class Problem:
         refused = self._zero().needs() - self.box.spec.accepts
         if refused:
             raise RefusedError(
-                f"box {spec.box} accepts {sorted(self.box.spec.accepts)}, but this prompt is {sorted(refused)}; "
+                f"box {spec.uri} accepts {sorted(self.box.spec.accepts)}, but this prompt is {sorted(refused)}; "
                 f"choose another prompt (keyhole list prompts) or another box"
             )
 
@@ -110,6 +120,15 @@ class Problem:
         if spec.text is not None:  # the vocabulary stays with the box: it may be 100 MB, and the driver needs none
             spec = replace(spec, text=replace(spec.text, vocabulary=None))
         return spec, self.space
+
+    def _space(self) -> Space:
+        """The prompt's, without the templates in words that the box does not know."""
+        space = self.prompt.space
+        sentences = None if space.known is None else self.prompt.decode(space.known).words
+        if space.known is None or sentences is None:
+            return space
+        rows = [row for row, sentence in enumerate(sentences) if row == 0 or self.box.knows(sentence)]
+        return replace(space, known=space.known[rows])
 
     def _zero(self) -> Prompts:
         """theta = 0."""
@@ -166,23 +185,6 @@ class Problem:
             staged=staged,
         )
         return reply, outputs, labels
-
-    def templates(self) -> Array:
-        """`(T, d)`: the whole templates of a prompt in words, without those that the box says it does not know.
-
-        Raises RefusedError for a prompt of another kind.
-        """
-        found = getattr(self.prompt, "pool", None)
-        if found is None:
-            raise RefusedError(f"prompt {self.spec.prompt.get('name')!r} has no templates; use the prompt words")
-        box: Any = self.box
-        while hasattr(box, "inner"):
-            box = box.inner
-        tower = getattr(box, "text_tower", None)
-        if tower is None:
-            return found
-        sentences = self.prompt.decode(found).words or ()
-        return found[[row for row, sentence in enumerate(sentences) if row == 0 or tower.knows(sentence)]]
 
     def decode(self, theta: Array) -> dict[str, Array]:
         """The prompt of one candidate `(d,)` as an artifact keeps it; nothing is asked for it."""

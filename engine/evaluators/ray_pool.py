@@ -21,7 +21,7 @@ from engine.errors import BoxError, KeyholeError, RecipeError
 from engine.evaluators.problem import Problem, ProblemSpec, chunks_of, join
 from engine.evaluators.ray_start import check_room, connect, keeping_sigterm
 from engine.phases import phase
-from engine.protocols import Array, BoxSpec, Reply
+from engine.protocols import Array, BlackBox, BoxSpec, Reply
 from engine.search_space import Space
 from engine.threads import limited
 
@@ -121,7 +121,12 @@ class RayPool:
     ) -> None:
         if workers < 1:
             raise RecipeError(f"workers={workers}: a pool has at least one; workers=0 runs in this process")
-        self.workers = workers
+        if not isinstance(spec.box, str):
+            raise RecipeError(
+                f"workers={workers}: each opens its box by its URI, and {spec.uri} is an open one; use workers=0"
+            )
+        self.workers, self.spec = workers, spec
+        self.box: BlackBox | None = None
         self.chunk = chunk
         self.timeout_s = timeout_s
         self.mixed = mixed
@@ -189,10 +194,6 @@ class RayPool:
     def decode(self, theta: Array) -> dict[str, Array]:
         """The prompt of one candidate, as an artifact keeps it."""
         return self._one("decode", theta)
-
-    def templates(self) -> Array:
-        """`(T, d)` the whole templates of a prompt in words."""
-        return self._one("templates")
 
     def describe(self) -> tuple[BoxSpec, Space]:
         """The box's spec, and the space of the prompt."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine.evaluators.problem import OpenBox, Problem, ProblemSpec, chunks_of, join
-from engine.protocols import Array, BoxSpec, Reply
+from engine.protocols import Array, BlackBox, BoxSpec, Reply
 from engine.search_space import Space
 from engine.threads import limited
 
@@ -23,8 +23,9 @@ class Serial:
 
     def __init__(self, spec: ProblemSpec, *, chunk: int = 2, common: OpenBox | None = None) -> None:
         self.chunk = chunk
-        self.threads = spec.threads
+        self.spec, self.threads = spec, spec.threads
         self.problem = Problem(spec, common)
+        self.box: BlackBox | None = self.problem.box
 
     def describe(self) -> tuple[BoxSpec, Space]:
         """The box's spec, and the space of the prompt."""
@@ -49,10 +50,6 @@ class Serial:
         """The prompt of one candidate, as an artifact keeps it."""
         with limited(self.threads):
             return self.problem.decode(theta)
-
-    def templates(self) -> Array:
-        """`(T, d)` the whole templates of a prompt in words."""
-        return self.problem.templates()
 
     def fingerprint(self) -> dict[str, Any]:
         """Device, builds and the bits of a canary."""

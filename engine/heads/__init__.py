@@ -43,6 +43,18 @@ Each takes what `fit` takes after the name. "module:Class.fit" brings a class of
 function fits another's class. A name that begins with `score-` is of a head on scores `(n, C)`, the others on features.
 """
 
+ABOUT: dict[str, str] = {
+    "linear": "A linear classifier trained on image features.",
+    "linear-anchored": "The same, held near the zero-shot classifier.",
+    "gda": "A Gaussian for each class, added to zero-shot.",
+    "tip": "Tip-Adapter: votes of the training images most alike.",
+    "clip-adapter": "CLIP-Adapter: a small network on image features.",
+    "auto": "The best of these heads on validation images.",
+    "score-linear": "A linear classifier on scores, where features are hidden.",
+    "score-adapter": "A small network on scores, where features are hidden.",
+}
+"""What each is, in a line."""
+
 MIXTURE = {"templates": "engine.heads.template_mixture:MixtureHead"}
 """The kind of head that no `head:NAME` fits."""
 
@@ -168,6 +180,25 @@ def inputs(name: str, outputs: Outputs) -> Array | None:
     if outputs.scores is None and outputs.image is None:
         return None
     return log_softmax(outputs.logits()[0].astype(np.float64), axis=-1).astype(np.float32)
+
+
+def needed(name: str) -> frozenset[str]:
+    """What a box must give, any of it, for a head of this name."""
+    return frozenset({"features", "scores"}) if on_scores(name) else frozenset({"features"})
+
+
+def applied(name: str, head: Head, outputs: Outputs) -> Outputs | None:
+    """The head's scores `(1, B, C)` for a box's answer to one candidate; None where it lacks what the head reads.
+
+    Raises ArtifactError where the features are of another width than those it was trained on.
+    """
+    read = inputs(name, outputs)
+    if read is None:
+        return None
+    if read.shape[1] != head.width:
+        raise ArtifactError("a head fits only the classes and the features that it was trained on")
+    with np.errstate(over="ignore", invalid="ignore"):
+        return Outputs(scores=head.scores(read)[None])
 
 
 # For the rooms.

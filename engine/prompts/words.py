@@ -38,7 +38,7 @@ class Words:
     @property
     def space(self) -> Space:
         """d is the number of slots; all that moves is text."""
-        return Space(dim=len(self.choices), moves=frozenset({"text"}))
+        return Space(dim=len(self.choices), moves=frozenset({"text"}), known=self.pool)
 
     def decode(self, thetas: Array) -> Prompts:
         """`(P, d)` -> P templates. Raises ValueError where `thetas` is not `(P, d)`."""

@@ -1,4 +1,4 @@
-"""The searches, by name. Each is a table entry "module:Class" that is imported when first made.
+"""The methods, by name. Each is a table entry "module:Class" that is imported when first made.
 
 Knows nothing of boxes, tasks or budgets.
 """
@@ -27,11 +27,17 @@ METHODS: dict[str, str] = {
     "bpt-vlm": "engine.search.sharpzo:BptVlm",
     "craft": "engine.search.craft:Craft",
     "words": "engine.search.word_evolution:Words",
+    "zero-shot": "engine.search.no_search:ZeroShot",
+    "zero-shot:ensemble": "engine.search.no_search:Ensemble",
 }
-"""Name -> "module:Class" of a frozen dataclass with `needs` and `start`."""
+"""Name -> "module:Class" of a `Method`: a frozen dataclass, most of them a `SearchMethod` with `needs` and `start`."""
 
-FAMILY = "nevergrad"
-"""`nevergrad:NAME` is any optimizer of Nevergrad's registry."""
+FAMILIES: dict[str, str] = {
+    "nevergrad": "engine.search.nevergrad:Nevergrad",
+    "head": "engine.search.no_search:HeadAlone",
+    "ceiling": "tuning.white_box.ceiling:Ceiling",
+}
+"""`FAMILY:NAME`, for which the class takes `name`: any optimizer of Nevergrad's registry, a head, a white-box one."""
 
 
 def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
@@ -43,24 +49,10 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
         >>> make("momentum", {"k": 4, "radius": 0.1}).k
         4
     """
-    fixed: dict[str, Any] = {}
-    if name.startswith(f"{FAMILY}:"):
-        path, fixed = "engine.search.nevergrad:Nevergrad", {"name": name.partition(":")[2]}
-    elif name in METHODS:
-        path = METHODS[name]
-    elif ":" in name:
-        path = name
-    else:
-        hint = nearest(name, [*METHODS, f"{FAMILY}:CMA"])
-        raise RecipeError(
-            f"method {shown(name)} is unknown{hint}; there are {', '.join(METHODS)}, nevergrad:NAME and "
-            "package.module:Class"
-        )
-    kind: Any = _resolve(name, path)
-    if not isinstance(kind, type):
-        raise RecipeError(f"method {name!r} is {kind!r}, not a class; give package.module:Class")
+    found, fixed = _kind(name)
+    kind: Any = found
     given = dict(options or {})
-    if not dataclasses.is_dataclass(kind):
+    if not dataclasses.is_dataclass(found):
         if given:
             raise RecipeError(f"method {name!r} takes no options, as it is not a dataclass; got {shown(list(given))}")
         return _made(name, kind, {})
@@ -76,6 +68,44 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
     return _made(name, kind, {**fixed, **given})
 
 
+def _kind(name: str) -> tuple[type, dict[str, str]]:
+    """The class of a method, and what its name settles."""
+    family, _, rest = name.partition(":")
+    fixed: dict[str, str] = {}
+    if name in METHODS:
+        path = METHODS[name]
+    elif family in FAMILIES and ":" in name:
+        path, fixed = FAMILIES[family], {"name": rest}
+    elif ":" in name and family not in METHODS:
+        path = name
+    else:
+        raise RecipeError(
+            f"method {shown(name)} is unknown{nearest(name, [*METHODS, 'nevergrad:CMA'])}; there are "
+            f"{', '.join(METHODS)}, {', '.join(f'{each}:NAME' for each in FAMILIES)} and package.module:Class"
+        )
+    kind: Any = _resolve(name, path)
+    if not isinstance(kind, type):
+        raise RecipeError(f"method {name!r} is {kind!r}, not a class; give package.module:Class")
+    return kind, fixed
+
+
+def searches(name: str) -> bool:
+    """Whether the method of this name searches a prompt: what others do alone stands beside it, not against it.
+
+    Raises RecipeError for a name that is unknown.
+    """
+    from engine.tuning_loop import SearchMethod
+
+    return issubclass(_kind(name)[0], SearchMethod)
+
+
+def option_names(name: str) -> frozenset[str]:
+    """The options of a method. Raises RecipeError for a name that is unknown."""
+    made: Any = make(name)
+    fields = dataclasses.fields(made) if dataclasses.is_dataclass(made) else ()
+    return frozenset(field.name for field in fields if field.init) - _kind(name)[1].keys()
+
+
 def _made(name: str, kind: type, settings: Mapping[str, Any]) -> Method:
     try:
         inspect.signature(kind).bind(**settings)
@@ -83,7 +113,10 @@ def _made(name: str, kind: type, settings: Mapping[str, Any]) -> Method:
         raise RecipeError(f"method {name!r} cannot be made: {error}; give its options as method.NAME=value") from None
     made = kind(**settings)
     if not isinstance(made, Method):
-        raise RecipeError(f"method {name!r} is no search method: it needs `needs` and `start` (docs/methods.md)")
+        raise RecipeError(
+            f"method {name!r} is no method: inherit engine.tuning_loop.SearchMethod, and give it `start` "
+            "(docs/methods.md)"
+        )
     return made
 
 
@@ -93,7 +126,7 @@ def options_of(name: str, method: Method) -> dict[str, Any]:
     >>> options_of("nevergrad:CMA", make("nevergrad:CMA"))
     {'sigma': 1.0, 'batch': 20, 'recommend': 'best'}
     """
-    fixed = {"name"} if name.startswith(f"{FAMILY}:") else set()
+    fixed = _kind(name)[1]
     fields: tuple[Any, ...] = dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
     values: dict[str, Any] = {f.name: getattr(method, f.name) for f in fields if f.init and f.name not in fixed}
     return {key: value for key, value in values.items() if value is None or isinstance(value, bool | int | float | str)}
@@ -101,24 +134,26 @@ def options_of(name: str, method: Method) -> dict[str, Any]:
 
 def describe() -> list[dict[str, Any]]:
     """What `keyhole list methods` shows: name, a line, options with defaults, and what a box must give and accept."""
-    rows = []
-    for name, path in [*METHODS.items(), (f"{FAMILY}:NAME", "engine.search.nevergrad:Nevergrad")]:
-        kind = _resolve(name, path)
-        rows.append(
-            {
-                "name": name,
-                "about": (kind.__doc__ or "").strip().splitlines()[0],
-                "options": {
-                    f.name: f.default
-                    for f in dataclasses.fields(kind)
-                    if f.init and f.default is not dataclasses.MISSING
-                },
-                "gives": sorted(kind.needs.gives),
-                "accepts": sorted(kind.needs.accepts),
-                "table": kind.needs.table,
-            }
-        )
-    return rows
+    from engine.heads import ABOUT, HEADS
+
+    rows = [_row(name, _kind(name)[0]) for name in METHODS]
+    rows.insert(list(METHODS).index("zero-shot"), _row("nevergrad:NAME", _kind("nevergrad:CMA")[0]))
+    heads = [_row(f"head:{name}", make(f"head:{name}"), ABOUT.get(name)) for name in HEADS]
+    return [*rows, *heads, _row("ceiling:coop", _kind("ceiling:coop")[0])]
+
+
+def _row(name: str, method: Any, about: str | None = None) -> dict[str, Any]:
+    """Of a method, or of the class of one."""
+    return {
+        "name": name,
+        "about": about or (method.__doc__ or "").strip().splitlines()[0],
+        "options": {
+            f.name: f.default for f in dataclasses.fields(method) if f.init and f.default is not dataclasses.MISSING
+        },
+        "gives": sorted(method.needs.gives),
+        "accepts": sorted(method.needs.accepts),
+        "table": method.needs.table,
+    }
 
 
 def _resolve(name: str, path: str) -> Any:

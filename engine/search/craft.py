@@ -14,14 +14,15 @@ import numpy as np
 from engine.checkpoint import Like, arrays_like, whole_number
 from engine.errors import ArtifactError, RefusedError
 from engine.heads.score_heads import HIDDEN, RATE, Adapter, log_probabilities
-from engine.protocols import Array, Feedback, Needs
+from engine.protocols import Array, Feedback, Needs, Prefers
 from engine.search.sharpzo import full_cma, worst_last
 from engine.search_space import Space
 from engine.settings import MANY, Count, Population, Positive, Range, Weight, check
+from engine.tuning_loop import SearchMethod
 
 
 @dataclass(frozen=True, kw_only=True)
-class Craft:
+class Craft(SearchMethod):
     """CraFT: evolution (CMA-ES) together with a trained adapter.
 
     CraFT: CMA-ES on what an adapter makes of a candidate's scores; after each generation the adapter is trained.
@@ -45,8 +46,7 @@ class Craft:
     """Of Adam, a generation: one epoch of the paper's mini-batches at 160 images. 0: no adapter, as in BBT."""
 
     needs = Needs(table=True)
-    subspace = "random:1/4"
-    head = "score-adapter"
+    prefers = Prefers(subspace="random:1/4", head="score-adapter")
 
     def __post_init__(self) -> None:
         check(self)

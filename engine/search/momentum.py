@@ -24,6 +24,7 @@ from engine.search.step_rules import Momentum as NormalisedMomentum
 from engine.search.step_rules import Normalise, Schedule, Update, chain
 from engine.search_space import Space
 from engine.settings import Count, Positive, ShareBelowOne, check
+from engine.tuning_loop import SearchMethod
 
 LOSSES = frozenset({"topk", "scores", "features"})
 """What a method can live on that takes differences of losses: the error rate of labels is flat nearly everywhere."""
@@ -34,7 +35,7 @@ FADE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Descent:
+class Descent(SearchMethod):
     """A search method made of an estimator and an update.
 
     Rules:
@@ -203,7 +204,7 @@ class DescentSearch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Momentum:
+class Momentum(SearchMethod):
     """Keyhole's own on losses alone: a few probes, then a step.
 
     Our scalar rule: few orthonormal probes on a shared base, averaged by momentum, steps of a set length.

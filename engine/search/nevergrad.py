@@ -24,12 +24,13 @@ from engine.random_streams import Purpose, rng
 from engine.search.replay import replay
 from engine.search_space import Space
 from engine.settings import Count, Positive, check
+from engine.tuning_loop import SearchMethod
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nevergrad:
+class Nevergrad(SearchMethod):
     """Any optimizer of the Nevergrad library, such as CMA.
 
     Any optimizer of Nevergrad's registry, over `Array(shape=(d,))` from theta = 0 with standard deviation `sigma`.

@@ -15,12 +15,13 @@ import math
 from dataclasses import dataclass
 
 from engine.errors import RecipeError, nearest
-from engine.protocols import Needs
+from engine.protocols import Needs, Prefers
 from engine.search.gradient_estimators import OneSided, Spsa
 from engine.search.momentum import LOSSES, Descent, DescentSearch
 from engine.search.step_rules import Adam, ClipByNorm, LookAhead, Momentum, Schedule, Update, chain
 from engine.search_space import Space
 from engine.settings import Count, Exponent, Positive, PositiveOrZero, ShareBelowOne, Weight, check
+from engine.tuning_loop import SearchMethod
 
 CBBT_STEPS = 750
 """Steps of CBBT's shortest published run (EuroSAT)."""
@@ -29,7 +30,7 @@ CBBT_DIRECTIONS = (4, 256)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cbbt:
+class Cbbt(SearchMethod):
     """CBBT: random probes around the prompt, then descent.
 
     CBBT's prompt half: q sphere directions on a shared base, gradient clipped, cosine decay.
@@ -85,7 +86,7 @@ class Cbbt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpsaGc:
+class SpsaGc(SearchMethod):
     """BlackVIP's SPSA-GC: paired probes and momentum.
 
     BlackVIP's SPSA-GC: pairs of segmented-uniform probes, divided elementwise, and look-ahead momentum.
@@ -131,7 +132,7 @@ class SpsaGc:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bar:
+class Bar(SearchMethod):
     """BAR: one-sided random probes and plain descent.
 
     BAR, as BlackVIP and ZIP run it: one-sided sphere estimator on a shared base, plain descent.
@@ -169,7 +170,7 @@ class Bar:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Zip:
+class Zip(SearchMethod):
     """ZIP: paired probes, averaged, with a clipped gradient.
 
     ZIP's update: SPSA averaged over k pairs, the gradient's norm clipped at sqrt(d).
@@ -192,7 +193,7 @@ class Zip:
     unit: Positive | None = None
 
     needs = Needs(gives=LOSSES)
-    subspace = "low-rank:5"
+    prefers = Prefers(subspace="low-rank:5")
 
     def __post_init__(self) -> None:
         check(self)

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from engine.errors import RecipeError, nearest
-from engine.protocols import Array, Feedback, Needs
+from engine.protocols import Array, Feedback, Needs, Prefers
 from engine.random_streams import Purpose, rng
 from engine.search.replay import replay
 from engine.search_space import Space
 from engine.settings import Population, Positive, ShareBelowOne, Steps, Weight, check
+from engine.tuning_loop import SearchMethod
 
 ANSWERS = frozenset({"labels", "topk", "scores", "features"})
 """What a method can live on that only ranks its candidates."""
@@ -91,7 +92,7 @@ class ScriptSearch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BptVlm:
+class BptVlm(SearchMethod):
     """BPT-VLM: evolution (CMA-ES), also from bare labels.
 
     BPT-VLM: full CMA-ES from theta = 0 with a population of 30 and standard deviation 1.
@@ -105,7 +106,7 @@ class BptVlm:
     """Initial standard deviation, in units of theta."""
 
     needs = Needs(gives=ANSWERS)
-    subspace = "random:1/8"
+    prefers = Prefers(subspace="random:1/8")
 
     def __post_init__(self) -> None:
         check(self)
@@ -122,7 +123,7 @@ class BptVlm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SharpZo:
+class SharpZo(SearchMethod):
     """SharpZO: evolution (CMA-ES) first, then descent.
 
     SharpZO: CMA-ES on losses at samples shifted uphill (sharpness-aware), then sparse two-point descent.
@@ -162,7 +163,7 @@ class SharpZo:
     """One unit of theta in raw units; None: as the space says."""
 
     needs = Needs(gives=ANSWERS - {"labels"})
-    subspace = "random:1/4"
+    prefers = Prefers(subspace="random:1/4")
 
     def __post_init__(self) -> None:
         check(self)

@@ -8,31 +8,35 @@ Knows nothing of tokens and of boxes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 
 from engine.checkpoint import Like, arrays_like
-from engine.protocols import Array, Feedback, Needs
+from engine.outcome import with_mixture
+from engine.protocols import Array, Feedback, Needs, Prefers
 from engine.random_streams import Purpose, rng
 from engine.search.sharpzo import ANSWERS, Script, ScriptSearch
 from engine.search_space import Space
+from engine.session import Session
 from engine.settings import MANY, Range, Share, check
+from engine.tuning_loop import SearchMethod, Step, arrived, steps
 
 TRIES = 50
 """How often a child that was evaluated before is made anew, before it is evaluated again."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words:
+class Words(SearchMethod):
     """Templates in plain words, for boxes that take only words.
 
     Templates in words, recombined: each child takes every slot from one of two good parents, or from the pool.
 
     First the pool of whole templates is evaluated, then generations of `popsize` children of the `popsize` best so far.
     Only ranks count, so that labels are enough. Where the box gives features, the deployed classifier mixes all the
-    templates that were asked, with convex weights found without a query (engine/mixtures.py).
+    templates that were asked, with convex weights found without a query (engine/heads/template_mixture.py).
     """
 
     popsize: Annotated[int, Range(2, MANY)] = 20
@@ -40,29 +44,33 @@ class Words:
     """Share of slots that a child takes from the pool; None: one of them on average."""
 
     needs = Needs(gives=ANSWERS, accepts=frozenset({"words"}))
-    prompt = "words"
-    head = "templates"
+    prefers = Prefers(prompt="words", head="templates")
 
     def __post_init__(self) -> None:
         check(self)
 
     def start(self, space: Space, candidates: float, seed: int) -> WordsSearch:
-        return WordsSearch(self, space.dim, seed)
+        return WordsSearch(self, space, seed)
+
+    def run(self, session: Session, resume: dict[str, Any] | None = None) -> Iterator[Step]:
+        """Search; where features are given, mix all that were asked. Raises as `steps`."""
+        search = self.begin(session)
+        best = yield from steps(search, session, resume=resume)
+        if session.settings.head == "templates":
+            assert isinstance(search, WordsSearch)
+            session.outcome = with_mixture(search.asked, best.theta, session)
+        else:
+            session.outcome = arrived(session, best)
 
 
 class WordsSearch:
-    """The running half of `Words`. It is told the pool before it is asked; without one it knows theta = 0 alone."""
+    """The running half of `Words`. In a space without known candidates it knows theta = 0 alone."""
 
-    def __init__(self, method: Words, dim: int, seed: int) -> None:
-        self._method, self._dim, self._seed = method, dim, seed
-        self._pool = np.zeros((1, dim), np.float32)
-        self._search = ScriptSearch(self._run, dim)
+    def __init__(self, method: Words, space: Space, seed: int) -> None:
+        self._method, self._dim, self._seed = method, space.dim, seed
+        self._pool = np.zeros((1, space.dim), np.float32) if space.known is None else np.array(space.known, np.float32)
+        self._search = ScriptSearch(self._run, space.dim)
         self._asked: dict[bytes, Array] = {}
-
-    def introduce(self, pool: Array) -> WordsSearch:
-        """This search, told the `(T, d)` rows of whole templates, the task's own (theta = 0) first."""
-        self._pool = np.array(pool, np.float32)
-        return self
 
     @property
     def asked(self) -> Array:

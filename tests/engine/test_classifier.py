@@ -40,7 +40,7 @@ KINDS = {
 def runs(tmp_path_factory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("runs")
     for kind, settings in KINDS.items():
-        tune(home / kind, **settings)
+        tune(out=home / kind, **settings)
     return {kind: home / kind for kind in KINDS}
 
 

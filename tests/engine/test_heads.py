@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from scipy.optimize import check_grad
 
+from engine import search
 from engine.errors import ArtifactError, RecipeError, RefusedError, TaskError
 from engine.heads import HEADS, arrays_of, fit, on_scores, restore, validated
 from engine.heads.gda import fit_gda
@@ -21,7 +22,6 @@ from engine.heads.linear import STRENGTHS, _Problem, fit_linear
 from engine.heads.tip import CacheHead
 from engine.objectives import cross_entropy
 from engine.protocols import Array, Outputs
-from tuning import queryless
 
 CLASSES, WIDTH, SCALE = 4, 32, 20.0
 ON_FEATURES = [name for name in HEADS if not on_scores(name) and name != "auto"]  # on scores: test_score_heads.py
@@ -238,7 +238,7 @@ def test_a_new_head_is_a_room_and_a_line_in_the_registry(monkeypatch: pytest.Mon
     assert np.array_equal(restore("means", head.state_dict(), CLASSES).scores(features), head.scores(features))
     with pytest.raises(ArtifactError, match="means is float32"):
         restore("means", head.state_dict(), CLASSES + 1)
-    assert "head:means" in queryless.names()
+    assert "head:means" in [row["name"] for row in search.describe()]
     monkeypatch.setattr(MeansHead, "fit", lambda *_: replace(head, val_loss=-1.0))
     assert fit("auto", splits["train"], splits["val"], text, SCALE).kind == "means"
 

@@ -7,7 +7,6 @@ from counted import answers, counted_task
 from engine.errors import BudgetError, RefusedError
 from engine.evaluators.problem import ProblemSpec
 from engine.evaluators.serial import Serial
-from engine.ledger import Ledger
 from engine.session import Session
 
 N, VAL, TEST = 80, 20, 500
@@ -24,7 +23,7 @@ def session_of(tmp_path):
             splits=task.splits,
             prompt={"name": "text", "tokens": settings.pop("tokens", None)},
         )
-        return Session(Serial(problem), Ledger(images=N, budget=budget), task.splits, **settings)
+        return Session(Serial(problem), task, budget=budget, **settings)
 
     return make
 

@@ -2,18 +2,17 @@ import numpy as np
 import pytest
 
 from engine.errors import BudgetError
-from engine.ledger import Ledger
-from engine.protocols import BoxSpec, Feedback, Reply, Split, Work
+from engine.protocols import BoxSpec, Evaluator, Feedback, Reply, Split, Task, Work
 from engine.random_streams import Purpose, rng
 from engine.search_space import Space
-from engine.session import Session
+from engine.session import RunSettings, Session
 from engine.tuning_loop import steps
 
 N, VAL, DIM = 20, 8, 5
 GOAL = np.linspace(0.5, 1.5, DIM)
 
 
-class Bowl:
+class Bowl(Evaluator):
     """An evaluator without images: the loss is the distance to GOAL, validation pulls a little elsewhere."""
 
     workers = 0
@@ -24,7 +23,7 @@ class Bowl:
     def describe(self):
         spec = BoxSpec(
             uri="bowl:", gives=frozenset({"features" if self.free_looks else "scores"}), accepts=frozenset({"context"}),
-            classes=(), template="{}", image_size=1,
+            classes=("a", "b"), template="{}", image_size=1,
         )  # fmt: skip
         return spec, Space(dim=DIM, moves=frozenset({"text"}))
 
@@ -68,15 +67,16 @@ class Walk:
         self.step, self.best, self.loss = state["step"], state["best"], state["loss"]
 
 
-def session(evaluator=None, budget=50.0, val=VAL):
-    sizes = {"train": N, "val": val}
-    splits = {name: Split(source=None, labels=np.zeros(size)) for name, size in sizes.items() if size}
-    return Session(evaluator or Bowl(), Ledger(images=N, budget=budget), splits)
+def session(evaluator=None, budget=50.0, val=VAL, **settings):
+    sizes = {"train": N, "val": val, "test": 0}
+    splits = {name: Split(source=None, labels=np.zeros(size)) for name, size in sizes.items()}
+    task = Task(uri="bowl", classes=("a", "b"), template="{}", **splits)
+    return Session(evaluator or Bowl(), task, budget=budget, settings=RunSettings(**settings))
 
 
 def run(search=None, evaluator=None, budget=50.0, **settings):
-    asked = session(evaluator, budget)
-    return list(steps(search or Walk(), asked, **settings)), asked.ledger, asked.evaluator
+    asked = session(evaluator, budget, **settings)
+    return list(steps(search or Walk(), asked)), asked.ledger, asked.evaluator
 
 
 def facts(history):

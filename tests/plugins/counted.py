@@ -49,7 +49,7 @@ class CountedBox:
     """A box around another. Each answer is a line `SPLIT PAIRS` in a file of its process."""
 
     def __init__(self, inner, folder: str):
-        self.inner, self.spec, self.work = inner, inner.spec, inner.work
+        self.inner, self.spec, self.work, self.knows = inner, inner.spec, inner.work, inner.knows
         self._file = Path(folder, f"answers-{os.getpid()}")
 
     def stage(self, source):

@@ -8,45 +8,37 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from engine.protocols import Needs
 from engine.search.momentum import Momentum
+from engine.tuning_loop import SearchMethod
 
 
 @dataclass(frozen=True)
-class Dies:
+class Dies(SearchMethod):
     """Takes its process with it."""
-
-    needs = Needs()
 
     def start(self, space, candidates, seed):
         os._exit(1)
 
 
 @dataclass(frozen=True)
-class Raises:
+class Raises(SearchMethod):
     """Has a bug."""
-
-    needs = Needs()
 
     def start(self, space, candidates, seed):
         raise ZeroDivisionError("on purpose")
 
 
 @dataclass(frozen=True)
-class FullDisk:
+class FullDisk(SearchMethod):
     """Meets a disk without room."""
-
-    needs = Needs()
 
     def start(self, space, candidates, seed):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @dataclass(frozen=True)
-class Chatty:
+class Chatty(SearchMethod):
     """`momentum`, which writes to stdout in every way there is, also where a box's worker would."""
-
-    needs = Needs()
 
     def start(self, space, candidates, seed):
         print("from Python")

@@ -10,7 +10,7 @@ from counted import answers, counted_task
 
 from engine import search
 from engine.boxes.toy import ToyBox
-from tuning import queryless, run
+from tuning import run
 from tuning.compare.opened import opened
 from tuning.data.load_task import load_pool
 from tuning.recipe import make_recipe
@@ -59,7 +59,7 @@ def lasting(result):
 
 
 def check(tuning, folder, workers=0):
-    asked, ledger = answers(folder / "box"), tuning.ledger
+    asked, ledger = answers(folder / "box"), tuning.session.ledger
     canaries = [pairs for split, pairs in asked if split == "canary"]
     assert set(canaries) == {8} and len(canaries) <= max(1, workers), "once a process, and of no image of the task"
     sums = {split: sum(pairs for name, pairs in asked if name == split) for split in ("train", "val", "test")}
@@ -73,13 +73,13 @@ def check(tuning, folder, workers=0):
 def test_every_answer_is_on_the_account(tmp_path, method, options, head):
     tuning = tuned(tmp_path, method, options, head)
     sums = check(tuning, tmp_path)
-    if queryless.is_queryless(method):
-        once = 12 if method == queryless.ENSEMBLE else 1
-        assert sums["val"] == VAL and sums["test"] == TEST and tuning.ledger.pairs <= once * N + VAL
-        assert tuning.ledger.followed == (sums["train"] - tuning.ledger.pairs + VAL)
+    if not search.searches(method):
+        once = 12 if method == "zero-shot:ensemble" else 1
+        assert sums["val"] == VAL and sums["test"] == TEST and tuning.session.ledger.pairs <= once * N + VAL
+        assert tuning.session.ledger.followed == (sums["train"] - tuning.session.ledger.pairs + VAL)
     if head == "gda" or method == "words" and "scores" not in options:
         assert sums["test"] == TEST, "where only text moves, the test images' features come back once"
-    elif not queryless.is_queryless(method):
+    elif search.searches(method):
         assert sums["test"] == 2 * TEST
 
 
@@ -97,7 +97,8 @@ def test_workers_keep_the_same_account(ray_local, tmp_path, method, options, hea
     alone = tuned(tmp_path / "alone", method, options, head)
     pool = tuned(tmp_path / "pool", method, options, head, workers=2)
     assert check(pool, tmp_path / "pool", 2) == check(alone, tmp_path / "alone")
-    assert lasting(pool.result) == lasting(alone.result) and pool.ledger.followed == alone.ledger.followed
+    assert lasting(pool.result) == lasting(alone.result)
+    assert pool.session.ledger.followed == alone.session.ledger.followed
     assert pool.result["fingerprint"]["canary"] == alone.result["fingerprint"]["canary"]
 
 
@@ -112,7 +113,7 @@ def test_a_resumed_run_has_the_account_of_one_that_was_not_interrupted(tmp_path,
                 break
     second = tuned(tmp_path / "parts", method, options, head, budget=60, resume=True)
     assert lasting(second.result) == lasting(whole.result)
-    assert second.ledger.followed == whole.ledger.followed
+    assert second.session.ledger.followed == whole.session.ledger.followed
     prompts = [(tmp_path / name / "run/artifact/prompt.safetensors").read_bytes() for name in ("whole", "parts")]
     assert prompts[0] == prompts[1]
 
@@ -126,8 +127,8 @@ def test_the_test_split_is_staged_once_for_trials_of_other_seeds_and_prompts(tmp
     for seed in (1, 2):
         for method in ("zero-shot", "momentum", "zip", "head:gda"):
             recipe = make_recipe({"task": "toy:traced", "box": "toy:", "method": method, "budget": 4, "seed": seed})
-            made = None if queryless.is_queryless(method) else search.make(method)
-            trial = Tuning(recipe, tmp_path / "runs" / f"{method}-{seed}", opened=opened(recipe, made))
+            task, evaluator = opened(recipe)
+            trial = Tuning(recipe, tmp_path / "runs" / f"{method}-{seed}", task=task, evaluator=evaluator)
             for _ in trial:
                 pass
             told.append(trial.result)

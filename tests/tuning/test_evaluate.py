@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,12 @@ from tuning.compare.conduct import compare
 from tuning.compare.trial import READS
 from tuning.compare.tune_runner import Cluster
 from tuning.evaluate import evaluate
+
+
+def read_result(folder) -> dict:
+    """What `result.json` of a run holds."""
+    return json.loads(Path(folder, "result.json").read_text())
+
 
 TOY = {"task": "toy:", "box": "toy:", "method": "momentum", "budget": 20}
 
@@ -44,9 +51,9 @@ def devices(monkeypatch) -> list[str]:
 
 
 def test_where_it_was_computed_is_noted_and_refuses_nothing(tmp_path, devices, capsys):
-    result = tune(tmp_path / "run", **{**TOY, "box": "anywhere:", "device": "cuda"})
+    result = tune(out=tmp_path / "run", **{**TOY, "box": "anywhere:", "device": "cuda"})
     artifact = Artifact.load(tmp_path / "run")
-    assert artifact.meta["provenance"] == {**result["fingerprint"], "path": "plain"}
+    assert artifact.meta["provenance"] == {**read_result(tmp_path / "run")["fingerprint"], "path": "plain"}
     assert artifact.meta["provenance"]["device"] == "cuda" and set(devices) == {"cuda"}
     assert not {"device", "torch", "cpu"} & set(artifact.meta["identity"])
     for device in ("cpu", "cuda"):
@@ -54,17 +61,17 @@ def test_where_it_was_computed_is_noted_and_refuses_nothing(tmp_path, devices, c
         with pytest.raises(SystemExit) as ended:
             main(["eval", str(tmp_path / "run"), "--device", device, "--json"])
         told = json.loads(capsys.readouterr().out)
-        assert not ended.value.code and told["accuracy"] == result["accuracy"] and devices == [device]
+        assert not ended.value.code and told["accuracy"] == result.metrics["accuracy"] and devices == [device]
 
 
 def test_an_embedded_model_is_the_same_on_any_device(tmp_path):
     """What torch computes with is no part of what it is: an artifact of a GPU, as far as one can be made without."""
-    result = tune(tmp_path / "run", task="mini:digits", method="zero-shot", shots=1, budget=5)
+    result = tune(out=tmp_path / "run", task="mini:digits", method="zero-shot", shots=1, budget=5)
     meta = json.loads((tmp_path / "run/artifact" / META).read_text())
     assert set(meta["identity"]) == {"weights", "model", "activation", "preprocess"}
     meta["provenance"] |= {"device": "cuda", "torch": "1.0", "canary": "0" * 16}
     (tmp_path / "run/artifact" / META).write_text(json.dumps(meta))
-    assert evaluate(Artifact.load(tmp_path / "run"))["accuracy"] == result["accuracy"]
+    assert evaluate(Artifact.load(tmp_path / "run"))["accuracy"] == result.metrics["accuracy"]
 
 
 def test_a_comparison_reads_its_artifacts_where_it_tuned_them(tmp_path, devices):
@@ -88,28 +95,31 @@ def test_a_relative_path_is_found_from_another_folder(tmp_path, capsys, monkeypa
     (tmp_path / "images" / "split_zhou_Two.json").write_text(json.dumps(dict.fromkeys(("train", "val", "test"), rows)))
     monkeypatch.chdir(tmp_path)
     uri = f"{scheme}:images?template=a {{}}"
-    result = tune("run", **{**TOY, "task": uri, "shots": 1})
-    assert result["task"] == f"{scheme}:{tmp_path}/images?template=a {{}}"
+    result = tune(out="run", **{**TOY, "task": uri, "shots": 1})
+    assert read_result("run")["task"] == f"{scheme}:{tmp_path}/images?template=a {{}}"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     artifact = Artifact.load(tmp_path / "run")
     assert artifact.meta["task"]["uri"] == f"{scheme}:{tmp_path}/images?template=a {{}}"
-    assert evaluate(artifact)["accuracy"] == result["accuracy"]
+    assert evaluate(artifact)["accuracy"] == result.metrics["accuracy"]
 
 
 FRAME = {"task": "mini:digits", "method": "momentum", "shots": 1, "budget": 8}
 
 
 def test_a_frame_is_gone_on_with(tmp_path):
-    tune(tmp_path / "first", **FRAME, prompt={"name": "pixels", "grid": 3, "width": 4})
+    tune(out=tmp_path / "first", **FRAME, prompt={"name": "pixels", "grid": 3, "width": 4})
     first = Artifact.load(tmp_path / "first")
     still = {"name": "momentum", "radius": 1e-6, "h": 1e-6}
-    after = tune(tmp_path / "second", **{**FRAME, "method": still, "budget": 16}, start=str(tmp_path / "first"))
+    after = tune(out=tmp_path / "second", **{**FRAME, "method": still, "budget": 16}, start=str(tmp_path / "first"))
     second = Artifact.load(tmp_path / "second")
-    assert after["prompt"] == "pixels" and second.meta["parametrization"] == first.meta["parametrization"]
+    assert (
+        read_result(tmp_path / "second")["prompt"] == "pixels"
+        and second.meta["parametrization"] == first.meta["parametrization"]
+    )
     np.testing.assert_allclose(second.arrays["pixels"], first.arrays["pixels"], atol=1e-4)
     assert np.abs(first.arrays["pixels"]).max() > 0.01
-    assert after["train_loss"] == pytest.approx(first.meta["metrics"]["train_loss"], abs=1e-3)
+    assert after.metrics["train_loss"] == pytest.approx(first.meta["metrics"]["train_loss"], abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -121,22 +131,22 @@ def test_a_frame_is_gone_on_with(tmp_path):
     ],
 )
 def test_a_start_that_does_not_fit_is_told(tmp_path, settings, words):
-    tune(tmp_path / "first", **FRAME, prompt={"name": "pixels", "grid": 3})
+    tune(out=tmp_path / "first", **FRAME, prompt={"name": "pixels", "grid": 3})
     with pytest.raises(ArtifactError, match=words):
-        tune(tmp_path / "second", **{**FRAME, **settings}, start=str(tmp_path / "first"))
+        tune(out=tmp_path / "second", **{**FRAME, **settings}, start=str(tmp_path / "first"))
 
 
 def test_a_start_is_read_before_it_is_used(tmp_path):
-    tune(tmp_path / "first", **TOY)
+    tune(out=tmp_path / "first", **TOY)
     shutil.copytree(tmp_path / "first", tmp_path / "other")
     (tmp_path / "other/artifact/prompt.safetensors").write_bytes(b"")
     with pytest.raises(ArtifactError, match="checksum"):
-        tune(tmp_path / "second", **TOY, start=str(tmp_path / "other"))
+        tune(out=tmp_path / "second", **TOY, start=str(tmp_path / "other"))
 
 
 def test_other_tasks_and_halves_take_what_carries_over(tmp_path):
-    tune(tmp_path / "prompt", **TOY)
-    tune(tmp_path / "head", **{**TOY, "method": "head:gda"})
+    tune(out=tmp_path / "prompt", **TOY)
+    tune(out=tmp_path / "head", **{**TOY, "method": "head:gda"})
     prompt, head = Artifact.load(tmp_path / "prompt"), Artifact.load(tmp_path / "head")
     told = evaluate(prompt, half="new")
     assert told["recorded_accuracy"] is None and told["images"] == 200 and told["accuracy"] > 0
@@ -147,5 +157,5 @@ def test_other_tasks_and_halves_take_what_carries_over(tmp_path):
 
 def test_a_head_on_features_under_a_frame_is_read_back(tmp_path):
     settings = {"prompt": {"name": "pixels", "grid": 3}, "head": "linear"}
-    result = tune(tmp_path / "run", **FRAME, **settings)
-    assert evaluate(Artifact.load(tmp_path / "run"))["accuracy"] == result["accuracy"]
+    result = tune(out=tmp_path / "run", **FRAME, **settings)
+    assert evaluate(Artifact.load(tmp_path / "run"))["accuracy"] == result.metrics["accuracy"]

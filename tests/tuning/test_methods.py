@@ -14,7 +14,7 @@ from engine.errors import BudgetError, RecipeError, RefusedError
 from engine.evaluators.serial import Serial
 from engine.protocols import Feedback
 from engine.search import METHODS, make
-from tuning import queryless, run
+from tuning import run
 from tuning.evaluate import evaluate
 from tuning.recipe import make_recipe
 from tuning.resolve import prompt_of
@@ -140,8 +140,7 @@ def test_heads_are_refused_too(tmp_path, world, monkeypatch, method):
 def test_a_method_brings_its_prompt_tokens_and_subspace_unless_told_otherwise():
     def resolved(method, **prompt):
         recipe = make_recipe({"method": method, "prompt": prompt})
-        made = None if queryless.is_queryless(method) else make(method)
-        found = prompt_of(recipe, made)
+        found = prompt_of(recipe, make(method))
         extras = (found.tokens, "per class" if found.per_class else None)
         return (found.name, found.subspace, *filter(None, extras))
 
@@ -162,18 +161,15 @@ def test_a_method_brings_its_prompt_tokens_and_subspace_unless_told_otherwise():
         resolved("words", name="pixels")
 
 
-def test_the_pool_leaves_out_what_the_box_does_not_know(world):
+def test_the_pool_leaves_out_what_the_box_does_not_know(world, monkeypatch):
     recipe = make_recipe({"task": "toy:", "box": "talking:", "method": "words"})
     serial = Serial(problem_of(recipe, world, make("words")), chunk=2)
-    every = serial.templates()
+    every = serial.problem.space.known
     assert len(every) > 80, "a box that does not say is asked for all"
 
-    class Tower:
-        def knows(self, template):
-            return "photo" in template
-
-    serial.problem.box.text_tower = Tower()
-    some = serial.templates()
+    monkeypatch.setattr(Talking, "knows", lambda self, template: "photo" in template)
+    serial = Serial(problem_of(recipe, world, make("words")), chunk=2)
+    some = serial.problem.space.known
     sentences = serial.problem.prompt.decode(some).words
     assert sentences[0] == world.template and 1 < len(some) < len(every)
     assert all("photo" in sentence for sentence in sentences[1:])

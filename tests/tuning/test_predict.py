@@ -22,7 +22,7 @@ TOY = {"task": "toy:", "box": "toy:", "method": "momentum", "budget": 20}
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    tune(folder, **TOY)
+    tune(out=folder, **TOY)
     return folder
 
 
@@ -119,7 +119,7 @@ def test_rows_of_something_else_are_refused(command, run, photos, tmp_path):
     words = ["--images", str(photos), "--out", str(out)]
     command("predict", str(run), *words)
     before = out.read_bytes()
-    tune(other, **{**TOY, "seed": 2})
+    tune(out=other, **{**TOY, "seed": 2})
     for arguments, what in (
         ([str(other), *words], "artifact"),
         ([str(run), *words, "--box", "toy:?gives=labels"], "box"),

@@ -287,7 +287,7 @@ def test_a_box_that_fails_leaves_a_checkpoint_of_the_last_round(tmp_path, method
 
 def test_a_run_killed_after_its_last_round_only_reads_the_test_split(tmp_path, monkeypatch):
     whole = facts(finished(tmp_path / "whole"))
-    monkeypatch.setattr("tuning.run.of_prompt", lambda *given, **more: (_ for _ in ()).throw(BoxError("gone")))
+    monkeypatch.setattr("tuning.run.accuracies_on_test", lambda *given, **more: (_ for _ in ()).throw(BoxError("gone")))
     with pytest.raises(BoxError):
         finished(tmp_path / "run")
     monkeypatch.undo()

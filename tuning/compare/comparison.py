@@ -18,10 +18,11 @@ from typing import Any
 from engine import search
 from engine.errors import RecipeError, nearest, shown
 from engine.settings import LONGEST_URI, Count, Positive, Seed, Steps, check, typed
-from tuning import queryless, settings_text
+from tuning import settings_text
 from tuning.compare.sweep_spaces import Space, applied, crossed, in_words, split_spaces
 from tuning.compare.trial import Trial
 from tuning.recipe import make_recipe
+from tuning.resolve import method_of
 
 SEARCHERS = ("random", "nevergrad", "optuna")
 
@@ -183,14 +184,14 @@ def arms_of(comparison: Comparison) -> list[Arm]:
     arms = []
     for entry in entries:
         name = entry.pop("name")
-        options = {key: value for key, value in for_all.items() if key in _options(name)}
+        options = {key: value for key, value in for_all.items() if key in search.option_names(name)}
         taken |= options.keys()
         fixed, spaces = split_spaces(entry)
         twice = names.count(name) > 1
         fixed = {**{k: v for k, v in options.items() if not isinstance(v, Space)}, **fixed}
         spaces = {**{k: v for k, v in options.items() if isinstance(v, Space) and k not in fixed}, **spaces}
         every = {f"method.{key}": space for key, space in spaces.items()}
-        if not queryless.is_queryless(name):
+        if search.searches(name):
             every.update({path: space for path, space in common_spaces.items() if not path.startswith("method.")})
         searched = {path: space for path, space in every.items() if space.kind != "grid"}
         for combination in crossed({path: space for path, space in every.items() if space.kind == "grid"}):
@@ -206,21 +207,13 @@ def arms_of(comparison: Comparison) -> list[Arm]:
             )
     if for_all.keys() - taken:
         key = sorted(for_all.keys() - taken)[0]
-        known = {option for name in names for option in _options(name)}
+        known = {option for name in names for option in search.option_names(name)}
         raise RecipeError(f"method.{key}: none of {', '.join(names)} has this option{nearest(key, known)}")
     return arms
 
 
 def _below(prefix: str, spaces: Mapping[str, Space]) -> dict[str, Space]:
     return {path.partition(".")[2]: space for path, space in spaces.items() if path.partition(".")[0] == prefix}
-
-
-def _options(name: str) -> frozenset[str]:
-    if queryless.is_queryless(name):
-        queryless.check(make_recipe({"method": name}))
-        return frozenset()
-    made = search.make(name)
-    return frozenset(getattr(made, "__dataclass_fields__", ())) - ({"name"} if name.startswith("nevergrad:") else set())
 
 
 def tasks_of(comparison: Comparison) -> tuple[str, ...]:
@@ -282,10 +275,7 @@ def make_trial(
             config,
         )
     )
-    if queryless.is_queryless(recipe.method):
-        queryless.check(recipe)
-    else:
-        search.make(recipe.method, recipe.options)
+    method_of(recipe)
     return Trial(
         name=_slug(task, box, arm.label, f"{shots}-shot", f"s{seed}"),
         label=arm.label,

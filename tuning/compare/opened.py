@@ -15,17 +15,16 @@ from functools import lru_cache
 from engine.boxes import open_box
 from engine.evaluators.problem import OpenBox
 from engine.evaluators.serial import Serial
-from engine.protocols import Method, Task
+from engine.protocols import Task
 from tuning.data.load_task import few_shot, halve, load_pool, looked_over, part_of_test
 from tuning.recipe import Recipe, make_recipe
-from tuning.resolve import prompt_of
+from tuning.resolve import method_of, prompt_of
 from tuning.run import problem_of
 
 
-def opened(recipe: Recipe, method: Method | None) -> tuple[Task, Serial]:
+def opened(recipe: Recipe) -> tuple[Task, Serial]:
     """The recipe's task and an evaluator for it, from the last few of this process where they serve."""
-    prompt = prompt_of(recipe, method)
-    seed = recipe.seed if recipe.data_seed is None else recipe.data_seed
+    prompt = prompt_of(recipe, method_of(recipe))
     # What a problem does not depend on is set to one value, so that it makes no difference to the key.
     key = replace(
         recipe,
@@ -35,7 +34,7 @@ def opened(recipe: Recipe, method: Method | None) -> tuple[Task, Serial]:
         budget=1.0,
         prompt=prompt,
         seed=recipe.seed if prompt.subspace != "full" else 0,
-        data_seed=seed,
+        data_seed=recipe.sample_seed,
     )
     text = json.dumps(key.as_dict())
     return _task(text), _serial(text)

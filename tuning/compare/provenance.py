@@ -18,7 +18,7 @@ from typing import Any
 
 from engine.artifact import write_text
 from engine.evaluators.problem import cpu_model, installed_version
-from tuning.run import release
+from engine.outcome import release
 
 RAN = "ran.json"
 PACKAGES = ("numpy", "torch", "open_clip_torch", "ray", "nevergrad", "scikit-learn")

@@ -15,13 +15,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine import search
 from engine.artifact import Artifact
 from engine.errors import ArtifactError, KeyholeError
 from engine.files import write_text
-from engine.protocols import Evaluator, Task
 from engine.tuning_loop import Step
-from tuning import queryless
 from tuning.compare.opened import opened
 from tuning.evaluate import evaluate
 from tuning.lease import PATIENCE_S
@@ -98,12 +95,8 @@ def carry_out(folder: Path) -> Iterator[Step]:
 
 
 def _tuned(recipe: Recipe, folder: Path) -> Iterator[Step]:
-    yield from Tuning(recipe, folder, resume=True, opened=_opened(recipe), patience_s=PATIENCE_S)
-
-
-def _opened(recipe: Recipe) -> tuple[Task, Evaluator]:
-    method = None if queryless.is_queryless(recipe.method) else search.make(recipe.method, recipe.options)
-    return opened(recipe, method)
+    task, evaluator = opened(recipe)
+    yield from Tuning(recipe, folder, resume=True, task=task, evaluator=evaluator, patience_s=PATIENCE_S)
 
 
 def write_error(folder: Path, error: BaseException | str) -> str:
@@ -134,7 +127,7 @@ def looks(folder: Path) -> list[dict[str, Any]]:
 def _reads(trial: Trial, recipe: Recipe, folder: Path) -> dict[str, Any]:
     """What was searched, and further accuracies of the artifact; None where it does not carry over, with the reason."""
     artifact = Artifact.load(folder)
-    gives = sorted(_opened(recipe)[1].describe()[0].gives)
+    gives = sorted(opened(recipe)[1].describe()[0].gives)
     found: dict[str, Any] = {"gives": gives, "prompt": _searched(artifact), "new": None, "shift": {}}
     if trial.new_half:
         found["new"] = _read(artifact, recipe, recipe.task, "new")

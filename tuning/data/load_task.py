@@ -110,7 +110,8 @@ def few_shot(pool: Task, *, shots: int, seed: int) -> Task:
     """Draw the few-shot splits of a pool. Raises TaskError naming the first class with too few images."""
     train, val = few_shot_rows(pool, shots=shots, seed=seed)
     source = pool.val if len(pool.val) else pool.train
-    return degraded(replace(pool, train=pool.train.subset(train), val=source.subset(val)), seed)
+    drawn = replace(pool, train=pool.train.subset(train), val=source.subset(val), shots=shots, seed=seed)
+    return degraded(drawn, seed)
 
 
 def part_of_test(task: Task, number: int | None, seed: int) -> Task:
@@ -166,6 +167,7 @@ def halve(pool: Task, half: str) -> Task:
         raise TaskError(f"{pool.uri} has {len(pool.classes)} class, so its {half!r} half is empty; use half 'all'")
     return replace(
         pool,
+        half=half,
         classes=tuple(pool.classes[label] for label in kept),
         train=_keep(pool.train, kept),
         val=_keep(pool.val, kept),

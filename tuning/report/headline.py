@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuning.queryless import is_queryless
+from engine import search
 
 SIGNIFICANT = 0.05
 """Largest p value, after Holm's correction, that is called significant."""
@@ -34,7 +34,7 @@ def headline(
     known = [m for m in known if not m["name"].startswith("ceiling:")]  # a reference by gradients is no rival
     if not known:
         return {"found": f"{where}, no method has finished a seed yet.", "sure": ""}
-    searched = [m for m in known if not is_queryless(m["name"])]
+    searched = [m for m in known if search.searches(m["name"])]
     best = (searched or known)[0]
     words = f"{where} over {_seeds(best['seeds'], seeds)}, {best['method']} reaches {_value(best)}"
     words += f" after {best['evaluations']:,.0f} evaluations"
@@ -42,7 +42,7 @@ def headline(
     words += f" (and {spent:,.0f} before, in which its settings were chosen)" if spent else ""
     second = searched[1] if len(searched) > 1 else None
     words += f"; the next best search, {second['method']}, {_other(best, second)}" if second else ""
-    free = [m for m in known if is_queryless(m["name"]) and m is not best]
+    free = [m for m in known if not search.searches(m["name"]) and m is not best]
     shot = next((m for m in free if m["name"] == "zero-shot"), None)
     if shot or (best["name"] != "zero-shot" and best["zero_shot_accuracy"] is not None):
         words += f"; zero-shot {_other(best, shot) if shot else _percent(best['zero_shot_accuracy'])}"

@@ -303,6 +303,10 @@ class ClipBox:
             features = F.normalize(features.float(), dim=-1)
         return _numpy(features)
 
+    def knows(self, template: str) -> bool:
+        """Whether the text tower can be asked this template."""
+        return self.text_tower.knows(template)
+
     def work(self) -> Work:
         """Sequences and image encodes since the last call."""
         total = Work(sequences=self.text_tower.sequences, image_encodes=self.image_tower.encodes)

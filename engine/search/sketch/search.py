@@ -34,12 +34,13 @@ import numpy as np
 
 from engine.checkpoint import Like, arrays_like, number, whole_number
 from engine.errors import ArtifactError, RecipeError, RefusedError
-from engine.protocols import Array, Feedback, Needs
+from engine.protocols import Array, Feedback, Needs, Prefers
 from engine.random_streams import Purpose, rng
 from engine.search.sketch.solver import Paid, mean_loss, solve, span
 from engine.search.sketch.tables import Features, Parts, Scores, Table, across, parts_of
 from engine.search_space import Space
 from engine.settings import Count, Positive, Range, Steps, Weight, check
+from engine.tuning_loop import SearchMethod
 
 REMEMBERED = 2**30
 """Bytes of secants held at most, whatever `memory` says."""
@@ -50,7 +51,7 @@ SHORT = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sketch:
+class Sketch(SearchMethod):
     """Keyhole's own: uses all scores, so needs fewest queries.
 
     Gauss-Newton on all answers at once, with a Jacobian learned from every one of them.
@@ -78,11 +79,9 @@ class Sketch:
     """G, the equal parts of theta that each move one class alone; None: as the space says."""
 
     needs = Needs(gives=frozenset({"scores", "features"}), table=True)
-    tokens = 8
-    """Context tokens of text prompts unless told otherwise: with more room the map bends less."""
-    per_class = 200
-    """Text prompts of up to so many classes have a context per class unless told otherwise: with more of them, theta
-    takes the memory of the secants."""
+    # With eight context tokens there is more room, and the map bends less. With a context for each of more than 200
+    # classes, theta takes the memory of the secants.
+    prefers = Prefers(tokens=8, per_class=200)
 
     def __post_init__(self) -> None:
         check(self)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.protocols import Feedback
-from engine.search import METHODS, make
+from engine.search import METHODS, make, searches
 from engine.search_space import Space
 
 DIM = 10
@@ -21,7 +21,8 @@ SCALED = {
     "words": None,  # searches whole numbers: it has tests of its own
     "sketch": None,  # needs the table: it has tests of its own
 }
-SCALAR = [name for name in METHODS if SCALED.get(name, {}) is not None and not make(name).needs.table]
+SEARCHES = [name for name in METHODS if searches(name) and SCALED.get(name, {}) is not None]
+SCALAR = [name for name in SEARCHES if not make(name).needs.table]
 NEVERGRAD = ["CMA", "DiagonalCMA", "OnePlusOne", "PSO", "DE", "TBPSA", "NGOpt"]
 QUICK = [*SCALAR, "nevergrad:DiagonalCMA", "nevergrad:OnePlusOne", "nevergrad:DE"]
 ALL = [*SCALAR, *(f"nevergrad:{name}" for name in NEVERGRAD)]

@@ -8,9 +8,11 @@ import sys
 import pytest
 
 from engine.errors import RecipeError
+from engine.heads import HEADS
 from engine.protocols import Needs
 from engine.search import METHODS, describe, make
 from engine.search.momentum import Momentum
+from engine.tuning_loop import SearchMethod
 
 
 def test_every_name_makes_a_method_whose_repr_is_its_configuration():
@@ -44,10 +46,8 @@ def test_unknown_methods_are_refused():
         make("nevergrad:CMA", {"name": "DE"})
 
 
-class Own:
+class Own(SearchMethod):
     """A method that is no dataclass."""
-
-    needs = Needs()
 
     def start(self, space, candidates, seed):
         raise NotImplementedError
@@ -69,7 +69,7 @@ def test_a_method_of_ones_own(monkeypatch):
 
 def test_describe_lists_every_method():
     rows = {row["name"]: row for row in describe()}
-    assert set(rows) == {*METHODS, "nevergrad:NAME"}
+    assert set(rows) == {*METHODS, "nevergrad:NAME", *(f"head:{name}" for name in HEADS), "ceiling:coop"}
     assert rows["momentum"]["options"]["k"] == Momentum().k
     assert rows["momentum"]["gives"] == ["features", "scores", "topk"]
     assert all(row["about"].endswith(".") or row["about"].endswith(":") for row in rows.values())

@@ -21,9 +21,7 @@ def wrong(thetas):
 
 
 def started(seed=1, **options):
-    search = make("words", options).start(Space(dim=SLOTS), 300, seed)
-    search.introduce(POOL)
-    return search
+    return make("words", options).start(Space(dim=SLOTS, known=POOL), 300, seed)
 
 
 def rounds(search, budget, batch=7, done=0, loss=wrong):
@@ -72,7 +70,7 @@ def test_failures_and_an_empty_pool():
     for _ in rounds(search, 150, loss=lambda t: np.where(random.random(len(t)) < 0.3, np.nan, wrong(t))):
         pass
     assert wrong(search.recommend()[None])[0] < wrong(POOL[:1])[0]
-    alone = make("words").start(Space(dim=SLOTS), 10, 1)  # never introduced
+    alone = make("words").start(Space(dim=SLOTS), 10, 1)  # which knows of no templates
     assert not np.vstack(list(rounds(alone, 10))).any()
 
 

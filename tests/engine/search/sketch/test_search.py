@@ -8,11 +8,9 @@ from engine.boxes.toy import toy_task
 from engine.errors import RecipeError, RefusedError
 from engine.evaluators.problem import ProblemSpec
 from engine.evaluators.serial import Serial
-from engine.ledger import Ledger
-from engine.protocols import Feedback
+from engine.protocols import Feedback, Task
 from engine.search_space import Space
-from engine.session import Session
-from engine.tuning_loop import steps
+from engine.session import RunSettings, Session
 
 
 def evaluator(box="toy:"):
@@ -25,14 +23,10 @@ def evaluator(box="toy:"):
 
 def loss(method, options, budget, seed=1, box="toy:", **settings):
     serial, made = evaluator(box), search.make(method, options)
-    labels = serial.problem.spec.splits["train"].labels
-    rounds = steps(
-        made.start(serial.describe()[1], budget, seed),
-        Session(serial, Ledger(images=len(labels), budget=budget), serial.problem.spec.splits),
-        table=made.needs.table,
-        **settings,
-    )
-    *_, last = rounds
+    spec = serial.spec
+    task = Task(uri=box, classes=spec.classes, template=spec.template, **spec.splits)
+    session = Session(serial, task, budget=budget, settings=RunSettings(seed=seed, **settings))
+    *_, last = made.run(session)
     return last.best_loss
 
 

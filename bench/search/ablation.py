@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from scipy.special import softmax
 
 from bench.search.arms import Arm
-from engine.protocols import Array, Feedback, Outputs, Reply
+from engine.protocols import Array, Feedback, Outputs, Reply, Search
 from engine.search.sketch import search as sketch
 from engine.search.sketch.search import Sketch, SketchSearch
 from engine.search.sketch.solver import Paid, mean_loss
 from engine.search.sketch.tables import Table
 from engine.search_space import Space
+from engine.session import Session
 
 NUDGE = 0.02
 """Of one entry of theta, for the true Jacobian by finite differences."""
@@ -32,6 +34,7 @@ def arms() -> list[Arm]:
         Arm(label="gradient steps on the table", method="bench.search.ablation:GradientSteps"),
         Arm(label="losses only", method="bench.search.ablation:LossesOnly"),
         Arm(label="no memory", method="sketch", options={"memory": Sketch().k}),
+        Arm(label="true leading directions (white box)", method="bench.search.ablation:TrueDirections"),
     ]
 
 
@@ -107,10 +110,16 @@ class TrueDirections(Sketch):
     def start(self, space: Space, candidates: float, seed: int) -> SketchSearch:
         return _InformedSearch(self, space, candidates, seed)
 
+    def begin(self, session: Session) -> Search:
+        """The search, with the box shown to it: what it asks there is on nobody's account."""
+        begun: Any = super().begin(session)
+        begun.look_inside(partial(session.evaluator.evaluate, table=True), session.task.train.labels)
+        return begun
+
 
 class _InformedSearch(SketchSearch):
     def look_inside(self, evaluate: Callable[[Array], Reply], labels: Array) -> None:
-        """Be shown the box: what `evaluate` answers is on nobody's account."""
+        """Be shown the box, as training candidates are evaluated on it."""
         self._evaluate, self._truth = evaluate, labels
 
     def _directions(self, count: int) -> Array:

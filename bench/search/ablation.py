@@ -118,11 +118,16 @@ class TrueDirections(Sketch):
 
 
 class _InformedSearch(SketchSearch):
+    _evaluate: Callable[[Array], Reply] | None = None
+    """Of a search without a session, which only shows how many candidates it would ask for: sketch's directions."""
+
     def look_inside(self, evaluate: Callable[[Array], Reply], labels: Array) -> None:
         """Be shown the box, as training candidates are evaluated on it."""
         self._evaluate, self._truth = evaluate, labels
 
     def _directions(self, count: int) -> Array:
+        if self._evaluate is None:
+            return super()._directions(count)
         theta = self.recommend()
         # Every class is moved at once: its scores follow its own part alone.
         nudged = theta + NUDGE * np.tile(np.eye(self._width, dtype=np.float32), self._parts)

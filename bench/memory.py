@@ -15,13 +15,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from bench.cost.timing import stopwatch
 from bench.entry import Bench, Parser
-from engine.boxes import SCHEMES, keep_only
+from engine.boxes import SCHEMES, BoxRequest, keep_only
 from engine.errors import RecipeError
 from engine.evaluators.problem import Problem
 from engine.protocols import Array, BoxSpec, ImageSource, Outputs, Prompts, Split, Task, TextSpec, Work
@@ -64,16 +64,15 @@ def pool(rest: str) -> Task:
 class SyntheticBox:
     """A `BlackBox` of joint width E, whose context is `TOKENS` vectors as wide: `synthetic:E`."""
 
-    def __init__(
-        self, rest: str, *, uri: str, classes: tuple[str, ...], template: str, gives: frozenset[str] | None, **_: Any
-    ) -> None:
-        width, random = int(rest), np.random.default_rng(0)
-        shapes = ((TOKENS * width, HIDDEN), (len(classes), HIDDEN), (HIDDEN, width), (TOKENS, width))
+    def __init__(self, request: BoxRequest) -> None:
+        width, random = int(request.rest), np.random.default_rng(0)
+        shapes = ((TOKENS * width, HIDDEN), (len(request.classes), HIDDEN), (HIDDEN, width), (TOKENS, width))
         self._into, self._codes, self._out, self._context = (random.standard_normal(s, np.float32) for s in shapes)
         self._into *= np.float32(0.5 / np.sqrt(TOKENS * width))
         self.spec = BoxSpec(
-            uri=uri, gives=gives or frozenset({"features"}), accepts=frozenset({"context"}), classes=classes,
-            image_size=1, template=template, text=TextSpec(context=self._context, sigma=1.0),
+            uri=request.uri, gives=request.gives or frozenset({"features"}), accepts=frozenset({"context"}),
+            classes=request.classes, image_size=1, template=request.template,
+            text=TextSpec(context=self._context, sigma=1.0),
         )  # fmt: skip
 
     def stage(self, source: ImageSource) -> Array:
@@ -117,7 +116,6 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
     shots = given.images // given.classes
     if shots < 1:
         raise RecipeError(f"--images {given.images} are fewer than --classes {given.classes}; give one a class or more")
-    SCHEMES["synthetic"] = "bench.memory:SyntheticBox"
     recipe = make_recipe(
         {
             "task": f"bench.memory:pool:{given.classes},{shots + SPARE}",
@@ -131,7 +129,11 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
     answers = {"answering": [(Problem, "evaluate"), (Problem, "read")]}
     before, losses, largest = _peak(), [], 0
     first: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as home, stopwatch(answers, time.process_time) as spent:
+    with (
+        patch.dict(SCHEMES, {"synthetic": "bench.memory:SyntheticBox"}),
+        tempfile.TemporaryDirectory() as home,
+        stopwatch(answers, time.process_time) as spent,
+    ):
         folder = Path(home, "run")
         tuning = Tuning(recipe, folder)
         for step in tuning:

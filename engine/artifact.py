@@ -1,8 +1,7 @@
-"""What a run leaves behind, on disk: artifacts, without pickle, whole or not at all.
+"""Artifacts, what a run leaves on disk: without pickle, written completely or not at all.
 
-An artifact is a folder: `keyhole.json` says what it is, `prompt.safetensors` holds the arrays. It is written under a
+An artifact is a folder: `keyhole.json` describes it, `prompt.safetensors` holds the arrays. It is written under a
 temporary name and renamed.
-Knows nothing of how the numbers were found.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.errors import ArtifactError, KeyholeError
+from engine.errors import ArtifactError, KeyholeError, reason
 from engine.files import write_text
 from engine.protocols import Array
 
@@ -25,12 +24,12 @@ if TYPE_CHECKING:
 
 META, ARRAYS = "keyhole.json", "prompt.safetensors"
 MOST_BYTES = {META: 64 * 2**20, ARRAYS: 8 * 2**30}
-"""Larger files are not read: a million class names, and contexts of 20,000 classes, are well below."""
+"""Larger files are not read. A million class names, or contexts of 20,000 classes, are well below."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A tuned prompt with what one must know to use it. What is loaded or saved has been checked (artifact_schema)."""
+    """A tuned prompt with all that using it requires. It is checked (artifact_schema) when loaded and when saved."""
 
     meta: dict[str, Any]
     """`artifact_schema.Metadata` as plain values."""
@@ -39,10 +38,9 @@ class Artifact:
     UTF-8 bytes; text_features `(C, E)` where only text was tuned; head tensors `head.KIND.FIELD`."""
 
     def save(self, folder: str | Path) -> Path:
-        """Write the folder, whole or not at all, in place of an earlier one.
+        """Replace the folder, completely or not at all, and return it.
 
-        Raises:
-            ArtifactError: it could not be read back.
+        Raises ArtifactError where the content would be refused when loaded.
         """
         from safetensors.numpy import save
 
@@ -68,10 +66,9 @@ class Artifact:
 
     @classmethod
     def load(cls, folder: str | Path) -> Artifact:
-        """Read an artifact folder, or a run folder that holds one. No code of it is run, whatever it says.
+        """Read an artifact folder, or a run folder that holds one, without running any code that it names.
 
-        Raises:
-            ArtifactError: there is none, it is damaged, or of another version.
+        Raises ArtifactError where there is none, or it is damaged or of another version.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load
@@ -96,17 +93,16 @@ class Artifact:
                 raise ValueError(f"{ARRAYS} is not the file whose checksum stands in {META}")
             arrays = load(data)
             schema.check_arrays(arrays, meta)
-        # What safetensors makes of a damaged header is a KeyError or TypeError as well.
+        # safetensors raises KeyError and TypeError, too, for a damaged header.
         except (OSError, ValueError, KeyError, TypeError, RecursionError, KeyholeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise ArtifactError(
-                f"{folder} cannot be used: {reason}; copy the whole folder anew, or tune again"
+                f"{folder} cannot be used: {reason(error)}; copy the whole folder anew, or tune again"
             ) from error
         return cls(meta=meta, arrays=arrays)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that it holds: what tells it from every other artifact."""
+        """SHA-256 (hex) of its metadata and arrays."""
         arrays = {
             name: [array.dtype.str, array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()]
             for name, array in self.arrays.items()
@@ -114,13 +110,13 @@ class Artifact:
         return hashlib.sha256(json.dumps([self.meta, arrays], sort_keys=True).encode()).hexdigest()
 
     def head(self) -> Head | None:
-        """The trained head that it holds."""
+        """The trained head that it holds, or None."""
         from engine.artifact_schema import head_of
 
         return head_of(self.arrays, len(self.meta["classes"]))
 
     def words(self) -> str | None:
-        """The template in words that it holds."""
+        """The template in words that it holds, or None."""
         from engine.artifact_schema import words_of
 
         return words_of(self.arrays["words"]) if "words" in self.arrays else None

@@ -1,7 +1,7 @@
 """What an artifact may hold: the types and ranges of its metadata, the names and shapes of its arrays.
 
-It comes from somebody else, perhaps damaged. All of it is checked before any of it is used; it names tasks, boxes and
-heads as data, and whoever resolves these names must not resolve code (`load_pool(allow_code=False)`).
+An artifact is untrusted and perhaps damaged: all of it is checked before any of it is used. It names tasks, boxes and
+heads as data; code that resolves these names must not import what they say (`load_pool(allow_code=False)`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from engine.protocols import Array
 FORMAT = 2
 
 RANKS: dict[str, tuple[int, ...]] = {"theta": (1,), "context": (2, 3), "pixels": (3,), "text_features": (2,)}
-"""Float32 arrays and how many axes they may have. Besides them: `words`, and `head.KIND.FIELD`."""
+"""Float32 arrays and the numbers of axes they may have. The others are `words` and `head.KIND.FIELD`."""
 PARTS = {"text": {"context"}, "pixels": {"pixels"}, "text+pixels": {"context", "pixels"}, "words": {"words"}}
-"""Arrays that a prompt of each kind of ours decodes to."""
+"""Arrays that each of our kinds of prompt decodes to."""
 
 
 def _printable(text: str) -> str:
@@ -69,7 +69,7 @@ class TaskOrigin(_Model):
 
 
 class PromptSettings(_Model):
-    """The prompt's settings, as the recipe has them once resolved."""
+    """The prompt's settings in the resolved recipe."""
 
     name: Line
     tokens: Number | None
@@ -110,7 +110,7 @@ class Metadata(_Model):
     classes: Annotated[list[Text], Field(min_length=1, max_length=1_000_000), AfterValidator(_distinct)]
     template: Annotated[Text, AfterValidator(_template)]
     parametrization: PromptSettings | None
-    """None for a method that searched no prompt."""
+    """None where the method searched no prompt."""
     method: Line
     head: Annotated[Line, AfterValidator(_head)] | None
     ledger: dict[Line, int | float | None]
@@ -120,7 +120,7 @@ class Metadata(_Model):
 
 
 def check_meta(meta: Any) -> None:
-    """Raise ArtifactError, naming the first entry that is missing, unknown, or of a wrong type or range."""
+    """Raises ArtifactError naming the first entry that is missing, unknown, or of a wrong type or range."""
     try:
         Metadata.model_validate(meta)
     except ValidationError as error:
@@ -131,7 +131,7 @@ def check_meta(meta: Any) -> None:
 
 
 def check_arrays(arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
-    """Raise ArtifactError for an array that is unknown, or does not fit the others or metadata that was checked."""
+    """Raises ArtifactError for an array that is unknown or does not fit the others, or metadata already checked."""
     classes = len(meta["classes"])
     for name, array in arrays.items():
         if not array.size:
@@ -161,7 +161,7 @@ def check_arrays(arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
 
 
 def _check_prompt(arrays: Mapping[str, Array], settings: Mapping[str, Any] | None) -> None:
-    """That the prompt which the metadata speaks of is there, and no other."""
+    """Check that the arrays hold the prompt that the metadata describes, and no other."""
     if settings is None:
         return
     there = {name for name in ("context", "pixels", "words") if name in arrays}
@@ -172,7 +172,7 @@ def _check_prompt(arrays: Mapping[str, Array], settings: Mapping[str, Any] | Non
 
 
 def words_of(array: Array) -> str:
-    """The template in UTF-8 bytes. Raises ArtifactError where it is none."""
+    """The template that an array `(n,)` uint8 holds in UTF-8. Raises ArtifactError where it holds none."""
     try:
         if array.dtype != np.uint8 or array.ndim != 1:
             raise ValueError(f"it is {array.dtype} {array.shape}")

@@ -1,8 +1,7 @@
 """Checkpoints: nested dicts and lists of arrays and JSON values in one safetensors file, with a checksum.
 
-Arrays go from where they lie straight into the file, so that a checkpoint costs no memory. What is read is taken as
-data that anybody may have written: a file that does not hold together is refused, and `arrays_like` and `whole_number`
-check what a state's owner expects. Nothing is unpickled.
+Arrays are written without a copy. Files are read as untrusted data: inconsistent ones are refused, `arrays_like` and
+`whole_number` check what a state's owner expects, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ from engine.protocols import Array
 
 FORMAT = "1"
 SHARE = 20
-"""A checkpoint is not written before this many times the seconds that the last one took have passed."""
+"""Least time between two checkpoints, in multiples of the seconds that the last one took."""
 LARGEST = 1e30
-"""Numbers of a state above this are taken for damage: their squares would no longer be finite everywhere."""
+"""Larger numbers in a state count as damage: their squares would no longer be finite everywhere."""
 DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError)
-"""What reading bytes that are no state ends in."""
+"""Errors that reading a damaged state can raise."""
 DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
     "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
-"""NumPy's name -> safetensors' name of the types that a state may hold."""
+"""Types that a state may hold: NumPy's name -> safetensors' name."""
 
 
 class Checkpoint:
-    """A file that is rewritten as a run goes on, as seldom as its cost demands.
+    """A file that is rewritten during a run, less often the longer writing takes.
 
     Args:
-        path: of the file; its folder is made when it is first written.
-        every_s: seconds between two writings, at least.
+        path: The file; its folder is made when it is first written.
+        every_s: Least seconds between two writes.
     """
 
     def __init__(self, path: Path, every_s: float) -> None:
@@ -49,11 +48,11 @@ class Checkpoint:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to write again."""
+        """Whether enough time has passed to write again."""
         return time.monotonic() - self._ended >= max(self.every_s, SHARE * self._took)
 
     def write(self, state: Mapping[str, Any]) -> None:
-        """Replace the file. Raises UnwritableError."""
+        """Replace the file. Raises UnwritableError where the disk is full or read-only."""
         began = time.monotonic()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,15 +64,15 @@ class Checkpoint:
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a state, whole or not at all.
+    """Write a state, completely or not at all.
 
     Args:
-        path: of the file.
-        state: nested mappings and sequences of arrays, JSON values and NumPy scalars.
+        path: The file.
+        state: Nested mappings and sequences of arrays, JSON values and NumPy scalars.
 
     Raises:
-        ArtifactError: an array of another type than numbers.
-        UnwritableError: the disk is full or read-only.
+        ArtifactError: An array holds something else than numbers.
+        UnwritableError: The disk is full or read-only.
     """
     arrays: list[Array] = []
     text = json.dumps(_stripped(state, arrays))
@@ -92,11 +91,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote.
-
-    Raises:
-        ArtifactError: a file that is missing, cut short, changed since, or of another kind.
-    """
+    """Read what `save_state` wrote. Raises ArtifactError where the file is missing, damaged or of another kind."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -120,8 +115,8 @@ def load_state(path: Path) -> dict[str, Any]:
 def _stripped(value: Any, arrays: list[Array]) -> Any:
     """The value with each array moved into `arrays` and a reference in its place.
 
-    (A function of its own: a closure that calls itself is a reference cycle, which would keep all arrays alive until
-    the cyclic collector runs.)
+    Not a closure: one that calls itself is a reference cycle and would keep all arrays alive until the cyclic collector
+    runs.
     """
     if isinstance(value, np.ndarray):
         if value.dtype.name not in DTYPES:
@@ -138,7 +133,7 @@ def _stripped(value: Any, arrays: list[Array]) -> Any:
 
 
 def _filled(value: Any, arrays: dict[str, Array]) -> Any:
-    """The inverse of `_stripped`; each array is taken out of `arrays` once."""
+    """The inverse of `_stripped`; it takes each array out of `arrays` once."""
     if isinstance(value, dict):
         if "__array__" in value:
             return arrays.pop(f"a{value['__array__']}")
@@ -160,12 +155,12 @@ def _bytes(array: Array) -> memoryview:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a state's owner expects of it
+# Checks for a state's owner
 
 
 @dataclass(frozen=True)
 class Like:
-    """An array as its owner expects it."""
+    """The type and shape that an array must have."""
 
     dtype: str
     shape: tuple[int | None, ...]
@@ -178,12 +173,11 @@ def arrays_like(state: Any, wanted: Mapping[str, Like], *, besides: Sequence[str
     """Copies of a state's arrays.
 
     Args:
-        state: what was read.
-        wanted: all arrays that it must hold.
-        besides: names of what else it must hold.
+        state: As it was read.
+        wanted: All arrays that it must hold.
+        besides: Names of what else it must hold.
 
-    Raises:
-        ArtifactError: a name is missing or unknown, or an array is of another type or shape, or not finite.
+    Raises ArtifactError where a name is missing or unknown, or an array has another type or shape or is not finite.
     """
     if not isinstance(state, Mapping):
         raise ArtifactError(f"a state is a {type(state).__name__} and not a mapping")

@@ -1,13 +1,13 @@
-"""The errors a user can meet. Each inherits `KeyholeError` and the builtin that fits it.
+"""The errors that users see. Each inherits `KeyholeError` and the builtin that fits it.
 
-A message has three parts: what came, what is allowed, what to do. Knows nothing of who raises them.
+A message has three parts: what came, what is allowed, what to do.
 """
 
 from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 LONGEST_VALUE = 100
@@ -45,17 +45,17 @@ class BudgetError(KeyholeError, ValueError):
 
 
 class BoxError(KeyholeError, RuntimeError):
-    """A box that failed for good."""
+    """A box that failed permanently."""
 
     exit_code = 3
 
 
 class TransientBoxError(BoxError):
-    """A box that failed for now: whoever asked may ask again."""
+    """A box that failed temporarily: the same request may be sent again."""
 
 
 def extra(name: str) -> str:
-    """What to do about an optional extra that is missing, for a message. Keyhole is in no package index."""
+    """How to install a missing optional extra, for a message. Keyhole is in no package index."""
     return f"in Keyhole's checkout: pip install -e '.[{name}]'"
 
 
@@ -65,6 +65,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
         return ""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f", did you mean {close[0]!r}?" if close else ""
+
+
+def few(words: Sequence[str], most: int = 8) -> str:
+    """The first of many words, for a message: `a, b and 3 more`; `none` where there are none."""
+    rest = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + rest or "none"
+
+
+def reason(error: BaseException) -> str:
+    """Why, in one line of at most 300 characters: the error's own words, or its type where it has none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 class _Short(reprlib.Repr):
@@ -83,7 +94,7 @@ _short = _Short()
 
 
 def shown(value: Any) -> str:
-    """A value for a message: its `repr`, cut where that is long.
+    """A value for a message: its `repr`, cut to `LONGEST_VALUE` characters.
 
     >>> shown("x" * 1000) == "'" + "x" * 47 + "..." + "x" * 48 + "'"
     True

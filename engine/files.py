@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all.
+"""Files that are written completely or not at all.
 
-A file is written under a temporary name beside it, flushed to disk and renamed, so that a killed process, a full disk
-or a power cut leaves the earlier version. Nothing temporary stays after an error.
+A file is written under a temporary name beside it, flushed to disk and renamed: after a killed process, a full disk or
+a power cut, the earlier version is still there. Temporary files are removed after an error.
 """
 
 from __future__ import annotations
@@ -20,22 +20,21 @@ class UnwritableError(ArtifactError):
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file. Raises UnwritableError."""
+    """Replace a UTF-8 file. Raises UnwritableError where the disk is full or read-only."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file. Raises UnwritableError."""
+    """Replace a file. Raises UnwritableError where the disk is full or read-only."""
     with replacing(path) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `path` at the end of the block, or not at all.
+    """A new file that replaces `path` when the block ends without an error.
 
-    Raises:
-        UnwritableError: the disk is full or read-only.
+    Raises UnwritableError where the disk is full or read-only.
     """
     fresh = path.with_name(path.name + ".tmp")
     try:
@@ -54,7 +53,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def append_lines(path: Path, lines: list[str]) -> None:
-    """Append lines to a UTF-8 file, flushed to disk. Raises UnwritableError."""
+    """Append lines to a UTF-8 file and flush it to disk. Raises UnwritableError where the disk is full or read-only."""
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in lines)
@@ -65,12 +64,12 @@ def append_lines(path: Path, lines: list[str]) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> UnwritableError:
-    """The error for a file or folder that the system says cannot be written."""
+    """The error for a file or folder that could not be written."""
     return UnwritableError(f"{path} cannot be written ({error.strerror or error}); make room or make it writable")
 
 
 def _sync(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename outlasts a power cut; not every file system can."""
+    """Flush a folder's entries, so that a rename survives a power cut, where the file system can."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):

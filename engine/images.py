@@ -1,10 +1,10 @@
 """Bytes and files -> RGB arrays, for tuning and serving alike; and the sources of a task's images.
 
-Images are decoded one at a time and shrunk at once, so that full-size ones never lie in memory together. They are
-decoded at full size: JPEG's draft mode, which decodes at 1/2 to 1/8, is faster but not open_clip's preprocessing
-(docs/boxes.md has the numbers).
+Images are decoded one at a time and resized at once, so that full-size images are never in memory together. They are
+decoded at full size: JPEG's draft mode, which decodes at 1/2 to 1/8, is faster but differs from open_clip's
+preprocessing (docs/boxes.md has the numbers).
 
-Letters in shapes: h and w the sides of an image as it came. How a model wants them is in preprocessing.py.
+Letters in shapes: h and w, the sides of an image before preprocessing (preprocessing.py).
 """
 
 from __future__ import annotations
@@ -26,101 +26,68 @@ from engine.phases import advance, phase
 from engine.protocols import Array, ImageSource, Subset
 
 MAX_BYTES = 64 * 2**20
-"""An encoded image above this is refused unread."""
+"""Larger encoded images are refused unread."""
 MAX_PIXELS = 64 * 10**6
-"""An image whose header promises more is refused before it is decoded."""
-
-
-def read_image(path: str | Path) -> Array:
-    """The image in a file, upright.
-
-    Args:
-        path: A file in any format that Pillow reads; of an animation, the first frame.
-
-    Returns:
-        `(h, w, 3)` uint8 RGB.
-
-    Raises:
-        TaskError: The file is missing, unreadable, too large, corrupt or no image; the message names it.
-    """
-    return _read(path).decode()
-
-
-def decode(data: bytes, name: str) -> Array:
-    """The image in encoded bytes, upright. What is transparent shows white.
-
-    Args:
-        data: An encoded image, at most `MAX_BYTES` long and `MAX_PIXELS` large.
-        name: What a message calls it.
-
-    Returns:
-        `(h, w, 3)` uint8 RGB.
-
-    Raises:
-        TaskError: The bytes are too many, too large an image, corrupt, truncated or no image.
-    """
-    return Encoded(data, name).decode()
+"""Images whose header states more are refused before they are decoded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An encoded image: the content of a file, or what a client sent."""
+    """An encoded image: the content of a file or of a request."""
 
     data: bytes
     name: str
-    """What a message calls it."""
+    """For messages."""
 
     def image(self) -> Image.Image:
-        """The image, upright, as 8-bit RGB. Raises TaskError as `decode` says."""
+        """The image, upright, as 8-bit RGB on white; of an animation, the first frame.
+
+        Raises TaskError where the data are longer than `MAX_BYTES`, larger than `MAX_PIXELS`, corrupt or no image.
+        """
         with _readable(io.BytesIO(self.data), len(self.data), self.name) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)  # a copy would double what a large photo takes
             return _rgb(image, self.name)
 
     def decode(self) -> Array:
-        """`(h, w, 3)` uint8 RGB. Raises TaskError as `decode` says."""
+        """The image as `(h, w, 3)` uint8 RGB. Raises TaskError as `image` does."""
         return np.asarray(self.image())
 
 
 def check(file: BinaryIO, size: int, name: str) -> None:
-    """Whether an image can be read, from its header and its end: decoded only where these leave a doubt.
+    """Check an image by its header and its last bytes; decode it only where these are inconclusive.
 
-    Finds what is empty, no image, too large or cut short; damage in the middle shows when the image is decoded.
+    Finds files that are empty, no image, too large or truncated. Damage in the middle shows when the image is decoded.
 
     Args:
         file: Open at its beginning.
         size: Its length in bytes.
-        name: What a message calls it.
+        name: For messages.
 
-    Raises:
-        TaskError: It cannot be read.
+    Raises TaskError where it cannot be read.
     """
     with _readable(file, size, name) as image:
         kind = image.format or ""
         file.seek(max(0, size - _TAIL))
-        if not _ENDS.get(kind, _unknown)(file.read(_TAIL)):
+        if not _ENDS.get(kind, lambda tail: False)(file.read(_TAIL)):
             file.seek(0)
             with Image.open(file) as again:
                 again.load()
 
 
 _TAIL = 64
-"""Last bytes of a file that are looked at."""
+"""Bytes at the end of a file that `check` reads."""
 _ENDS: dict[str, Callable[[bytes], bool]] = {
     "JPEG": lambda tail: b"\xff\xd9" in tail,
     "PNG": lambda tail: b"IEND" in tail,
     "GIF": lambda tail: tail.endswith(b";"),
 }
-"""Format -> whether these are the last bytes of a whole file."""
-
-
-def _unknown(tail: bytes) -> bool:
-    return False
+"""Format -> whether these are the last bytes of a complete file."""
 
 
 @contextmanager
 def _readable(file: BinaryIO, size: int, name: str) -> Iterator[Image.Image]:
-    """An image opened and not decoded yet, within the limits. All that fails in the block is a TaskError."""
+    """An image within the limits, opened and not decoded yet. Whatever fails in the block becomes a TaskError."""
     if size > MAX_BYTES:
         raise _too_long(name, size)
     with _named(name, empty=not size), Image.open(file) as image:
@@ -139,7 +106,7 @@ def _check_pixels(image: Image.Image, name: str) -> None:
 
 @contextmanager
 def _named(name: str, *, empty: bool = False) -> Iterator[None]:
-    """All that fails in the block is a TaskError that names the image."""
+    """Whatever fails in the block becomes a TaskError that names the image."""
     try:
         yield
     except TaskError:
@@ -178,14 +145,14 @@ def _file(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
-    """8-bit RGB from any mode that has a fixed white."""
+    """8-bit RGB from any mode with a defined white level."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips at 255 instead of scaling.
         return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise TaskError(f"{name}: 32-bit pixels, of which nothing says what is white; save it with 8 or 16 bits")
+        raise TaskError(f"{name}: 32-bit pixels, whose white level is not defined; save it with 8 or 16 bits")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -194,7 +161,7 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def digest(image: Array | Encoded) -> str:
-    """What tells one image from all others: SHA-256 (hex) of its encoded bytes, or of an array's shape, type, content.
+    """An image's identity: SHA-256 (hex) of its encoded bytes, or of an array's shape, type and content.
 
     >>> digest(np.zeros((2, 3, 3), np.uint8)) == digest(np.zeros((3, 2, 3), np.uint8))
     False
@@ -206,16 +173,16 @@ def digest(image: Array | Encoded) -> str:
 
 
 class EncodedSource:
-    """An `ImageSource` whose images lie encoded: they are told apart and looked over without being decoded."""
+    """An `ImageSource` of encoded images, which can be compared and checked without decoding."""
 
     __slots__ = ()
 
     def fetch(self, row: int) -> Encoded:
-        """One image as it lies there. Raises TaskError naming it where that fails."""
+        """One image, not decoded. Raises TaskError naming it where it cannot be fetched."""
         raise NotImplementedError
 
     def check(self, row: int) -> None:
-        """Raise TaskError naming the image of this row if its header or its end says that it cannot be read."""
+        """Raises TaskError naming the image of this row where its header or its end shows that it cannot be read."""
         found = self.fetch(row)
         check(io.BytesIO(found.data), len(found.data), found.name)
 
@@ -226,7 +193,7 @@ class EncodedSource:
 
 @dataclass(frozen=True, slots=True)
 class Files(EncodedSource):
-    """Images that lie in files."""
+    """Images in files."""
 
     paths: tuple[str, ...]
 
@@ -238,17 +205,17 @@ class Files(EncodedSource):
         return _read(self.paths[row])
 
     def check(self, row: int) -> None:
-        """As `EncodedSource.check`; reads no more than a header and an end."""
+        """As `EncodedSource.check`, reading no more than the header and the end of the file."""
         with _file(self.paths[row]) as (file, size):
             check(file, size, self.paths[row])
 
 
 ImageLike = str | Path | bytes | Image.Image | Array
-"""An image as a caller has it: a path, encoded bytes, a PIL image or uint8 RGB `(h, w, 3)`."""
+"""An image as a caller may give it: a path, encoded bytes, a PIL image or uint8 RGB `(h, w, 3)`."""
 
 
 def as_many(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
-    """The images of an argument that is one or many; an array of more axes than an image's is many."""
+    """An argument that is one image or many, as many; an array `(n, h, w, 3)` is many."""
     single = isinstance(images, str | Path | bytes | Image.Image) or (
         isinstance(images, np.ndarray) and images.ndim != 4
     )
@@ -257,17 +224,17 @@ def as_many(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """An `ImageSource` of images as a caller has them, mixed."""
+    """An `ImageSource` of images as a caller gives them, of any kinds."""
 
     images: tuple[ImageLike, ...]
     first: int = 0
-    """Number of the first, for messages."""
+    """The number of the first in messages."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def fetch(self, row: int) -> Array | Encoded:
-        """One image, decoded or as it lies. Raises TaskError naming it where it is none."""
+        """One image, decoded only where it came decoded. Raises TaskError naming it where it is no image."""
         image, name = self.images[row], f"image {self.first + row}"
         if isinstance(image, str | Path):
             return _read(image)
@@ -293,7 +260,7 @@ class Given:
         return [image.decode() if isinstance(image, Encoded) else image for image in found]
 
     def wrong(self, row: int) -> TaskError | None:
-        """Why the image of this row cannot be read; None: it can."""
+        """Why the image of this row cannot be read; None where it can."""
         try:
             self.read([row])
         except TaskError as error:
@@ -302,7 +269,7 @@ class Given:
 
 
 def one_by_one(source: ImageSource, rows: Sequence[int]) -> Iterator[Array | Encoded]:
-    """The images of these rows, one at a time, encoded where they lie so. Raises TaskError naming one that fails."""
+    """The images of these rows, one at a time, encoded where possible. Raises TaskError naming one that fails."""
     source, rows = _origin(source, rows)
     for row in rows:
         if isinstance(source, EncodedSource | Given):
@@ -312,20 +279,20 @@ def one_by_one(source: ImageSource, rows: Sequence[int]) -> Iterator[Array | Enc
 
 
 def check_images(*sources: ImageSource) -> None:
-    """Look over all images that lie encoded. Raises TaskError naming the first that cannot be read."""
+    """Check all encoded images. Raises TaskError naming the first that cannot be read."""
     origins = [_origin(source, range(len(source))) for source in sources]
-    lying = [(source, row) for source, rows in origins if isinstance(source, EncodedSource) for row in rows]
-    if not lying:
+    encoded = [(source, row) for source, rows in origins if isinstance(source, EncodedSource) for row in rows]
+    if not encoded:
         return
-    with phase("checking images", len(lying)):
-        for number, (source, row) in enumerate(lying):
+    with phase("checking images", len(encoded)):
+        for number, (source, row) in enumerate(encoded):
             source.check(row)
             if number % 100 == 0:
                 advance(number)
 
 
 def _origin(source: ImageSource, rows: Sequence[int]) -> tuple[ImageSource, Sequence[int]]:
-    """The source that these rows of a subset (of a subset ...) come from, and their rows there."""
+    """The source under a subset (of a subset ...), and these rows there."""
     while isinstance(source, Subset):
         rows = [source.rows[row] for row in rows]
         source = source.source

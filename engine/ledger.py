@@ -1,7 +1,7 @@
-"""The account of what a run asked of the box, and the refusal to overspend.
+"""The account of what a run asked of the box; it cannot be overspent.
 
-The atom is the pair: one prompt with one image, sent to the box. One evaluation is N pairs, N the training images;
-the budget is in evaluations. The final test read is accounted apart. Knows nothing of methods or of models.
+The unit is the pair: one prompt with one image, sent to the box. One evaluation is N pairs, N the training images; the
+budget is in evaluations. The final test read is accounted apart.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from engine.protocols import Reply
 
 @dataclass(kw_only=True)
 class Ledger:
-    """Counts, in the units that the hardware, an API's bill and the literature use.
+    """Counts, in the units of the hardware, of an API's bill and of the literature.
 
     >>> ledger = Ledger(images=160, budget=2)
     >>> ledger.affordable(160)
@@ -24,9 +24,9 @@ class Ledger:
     """
 
     images: int
-    """N, training images: what makes one evaluation."""
+    """N, training images: pairs of one evaluation."""
     budget: float
-    """Evaluations allowed."""
+    """Evaluations allowed. Raises BudgetError where it is not positive."""
     pairs: int = 0
     test_pairs: int = 0
     sequences: int = 0
@@ -35,11 +35,11 @@ class Ledger:
     duplicates: int = 0
     bytes: int = 0
     followed: int = 0
-    """Pairs of answers that followed from others already booked, computed by the box again instead of being held."""
+    """Pairs that follow from answers already booked and are free, though the box computed them again."""
     cost: float = 0.0
     """Money, for a box that has a price."""
     staged: list[str] = field(default_factory=list)
-    """Splits whose images have been encoded; once each, however many workers hold a copy."""
+    """Splits whose images have been encoded: each counts once, however many workers hold a copy."""
 
     def __post_init__(self) -> None:
         if not self.budget > 0:
@@ -52,17 +52,18 @@ class Ledger:
 
     @property
     def pairs_left(self) -> int:
+        """Pairs that the budget still allows."""
         # The epsilon forgives budgets such as 0.1 * 160 that fall a rounding error short of whole pairs.
         return int(self.budget * self.images + 1e-6) - self.pairs
 
     def affordable(self, rows: int, *, reserve: int = 0) -> int:
-        """How many candidates on `rows` rows are within the budget, `reserve` pairs kept back."""
+        """How many candidates on `rows` rows the budget allows, with `reserve` pairs kept back."""
         return max(0, (self.pairs_left - reserve) // rows)
 
     def charge(self, reply: Reply, *, pairs: int | None = None) -> None:
-        """Book an answer. `pairs` overrides what was counted, for what follows from earlier answers.
+        """Book an answer; `pairs` replaces its own count where part of it follows from earlier answers.
 
-        Raises BudgetError if the budget does not cover it: an invariant of whoever asked too much.
+        Raises BudgetError where the budget does not cover it.
         """
         due = reply.pairs if pairs is None else pairs
         self.cover(due)
@@ -71,7 +72,7 @@ class Ledger:
         self._work(reply)
 
     def cover(self, pairs: int) -> None:
-        """Raise BudgetError if the budget does not cover this many more pairs."""
+        """Raises BudgetError where the budget does not cover this many more pairs."""
         if pairs > self.pairs_left:
             raise BudgetError(
                 f"{pairs} pairs asked with {self.pairs_left} left of a budget of {self.budget} evaluations; allow more"
@@ -83,7 +84,7 @@ class Ledger:
         self._work(reply)
 
     def charge_again(self, reply: Reply) -> None:
-        """Book an answer that was booked before and lost with its process: a retry."""
+        """Book, as a retry, an answer that was booked before and lost with its process."""
         self.retries += 1 + reply.retries
         self.duplicates += reply.duplicates
         self.bytes += reply.bytes
@@ -99,21 +100,20 @@ class Ledger:
         self.bytes += reply.bytes
 
     def counts(self) -> dict[str, Any]:
-        """What `result.json` tells."""
+        """The counts in `result.json`."""
         told = asdict(self)
         for name in ("images", "budget", "staged", "followed"):
             del told[name]
         return {"evaluations": self.evaluations, **told}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """The whole account, for a checkpoint."""
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the account of a checkpoint.
+        """Restore the account of a checkpoint.
 
-        Raises:
-            ArtifactError: it is not the account of a run with so many images and this budget.
+        Raises ArtifactError where it is damaged, or of a run with other `images` or another `budget`.
         """
         if not isinstance(state, dict) or state.keys() != asdict(self).keys():
             raise ArtifactError("its ledger lacks an entry or has one too many")

@@ -1,11 +1,7 @@
-"""Losses: what a box answered and the labels -> one number per candidate, lower is better.
-
-Knows nothing of what the candidates are or how they are searched.
-"""
+"""Losses: a box's answer and the labels -> one number per candidate, lower is better."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,10 +9,11 @@ import numpy as np
 from scipy.special import log_softmax
 
 from engine.errors import RecipeError, RefusedError, nearest
+from engine.parsing import resolve
 from engine.protocols import Array, Objective, Outputs
 
 LEAST = 1e-6
-"""Mass that is left beside the top k, at least: their probabilities are rounded and may sum to 1."""
+"""Least probability mass outside of the top k, whose rounded probabilities may sum to 1."""
 
 
 def cross_entropy(outputs: Outputs, labels: Array) -> Array:
@@ -29,14 +26,13 @@ def cross_entropy(outputs: Outputs, labels: Array) -> Array:
     [0.4904]
 
     Args:
-        outputs: Of P candidates on B rows, with scores or features.
+        outputs: For P candidates on B rows, with scores or features.
         labels: `(B,)` integers.
 
     Returns:
-        `(P,)` float64; NaN for a candidate whose answer is not finite.
+        `(P,)` float64, nats; NaN for a candidate whose answer is not finite.
 
-    Raises:
-        RefusedError: The box gives only labels or the top k.
+    Raises RefusedError where the box gives only labels or the top k.
     """
     losses = []
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
@@ -48,7 +44,7 @@ def cross_entropy(outputs: Outputs, labels: Array) -> Array:
 
 
 def zero_one(outputs: Outputs, labels: Array) -> Array:
-    """1 - accuracy: for boxes that give nothing but labels.
+    """1 - accuracy, for boxes that give nothing but labels.
 
     Returns:
         `(P,)` float64 in [0, 1]; NaN for a candidate whose scores or features are not finite.
@@ -63,21 +59,20 @@ def zero_one(outputs: Outputs, labels: Array) -> Array:
 
 
 def top_k_cross_entropy(outputs: Outputs, labels: Array) -> Array:
-    """Cross-entropy from the k best classes alone: what mass they leave is spread evenly over the others.
+    """Cross-entropy from the k best classes alone: the remaining mass is spread evenly over the other classes.
 
-    A label that is not among the k has probability min((1 - sum p) / (C - k), p_k), C being one more than the largest
-    label: a few-shot set has every class. The loss is exact where the label is among them, and jumps where it joins
-    them, so that rank-based methods and steps that average many rows can use it. Scores or features: `cross_entropy`.
+    A label outside of the k has probability min((1 - sum p) / (C - k), p_k), where C is one more than the largest label
+    (a few-shot set has every class). The loss is exact where the label is among the k, and jumps where it enters them:
+    for rank-based methods, and for steps that average many rows. With scores or features it is `cross_entropy`.
 
     >>> classes, told = np.array([[[0, 1]]]), np.log(np.array([[[0.6, 0.2]]], np.float32))
     >>> np.round(np.exp(-top_k_cross_entropy(Outputs(topk=(classes, told)), np.array([3]))), 3).tolist()
     [0.1]
 
     Returns:
-        `(P,)` float64; NaN for a candidate whose answer is not finite.
+        `(P,)` float64, nats; NaN for a candidate whose answer is not finite.
 
-    Raises:
-        RefusedError: The box gives only labels.
+    Raises RefusedError where the box gives only labels.
     """
     if outputs.topk is None:
         return cross_entropy(outputs, labels)
@@ -118,23 +113,19 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def make_objective(name: str) -> Objective:
-    """The loss of that name, or of `package.module:function`. Raises RecipeError where there is none."""
+    """The loss of this name: one of `OBJECTIVES`, or `package.module:function`. Raises RecipeError where none is."""
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    module, colon, function = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise RecipeError(
             f"objective {name!r}{nearest(name, OBJECTIVES)}; it is one of {', '.join(OBJECTIVES)}, "
             "or package.module:function"
         )
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"objective {name!r}: {error}; write package.module:function") from None
+    return resolve(name, f"objective {name!r}")
 
 
 def _tables(outputs: Outputs) -> Iterator[Array]:
-    """The logits `(B, C)` float32 of one candidate after another: the bits of `Outputs.logits`, not its memory."""
+    """The logits `(B, C)` float32 of each candidate in turn: as `Outputs.logits` to the bit, with less memory."""
     if outputs.scores is not None:
         yield from outputs.scores
         return
@@ -146,7 +137,7 @@ def _tables(outputs: Outputs) -> Iterator[Array]:
 
 
 def _for(labels: Array, answers: Array, axis: int = 0) -> Array:
-    """`answers`, checked to have a row for each label."""
+    """`answers`, checked to have one row per label."""
     if labels.ndim != 1 or answers.shape[axis] != len(labels):
-        raise ValueError(f"labels of shape {labels.shape} for answers of {answers.shape}: a label a row is wanted")
+        raise ValueError(f"labels of shape {labels.shape} for answers of {answers.shape}: one label per row is wanted")
     return answers

@@ -1,11 +1,14 @@
-"""URIs of tasks and boxes: `scheme:rest?option=value&option=value`.
+"""How things are named: URIs of tasks and boxes `scheme:rest?option=value&option=value`, and `package.module:Name`.
 
 Knows nothing of which schemes and options there are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 from urllib.parse import parse_qsl
 
 from engine.errors import RecipeError
@@ -23,11 +26,11 @@ def parse_uri(uri: str, what: str) -> tuple[str, str, dict[str, str]]:
     ('folder', 'who?', {'template': 'a {}'})
 
     Args:
-        uri: what a user wrote. Without a colon the scheme is all of it and the rest is empty.
+        uri: As a user wrote it. Without a colon, all of it is the scheme and the rest is empty.
         what: "task" or "box", for messages.
 
-    Raises:
-        RecipeError: an option is malformed, empty or given twice, or a `?` belongs to the path of an existing file.
+    Raises RecipeError where an option is malformed, empty or given twice, or a `?` belongs to the path of an existing
+    file.
     """
     scheme, _, tail = uri.partition(":")
     rest, _, query = tail.partition("?")
@@ -51,8 +54,27 @@ def parse_uri(uri: str, what: str) -> tuple[str, str, dict[str, str]]:
     return scheme, rest.replace(QUESTION_MARK, "?"), options
 
 
+def without_options(uri: str, names: Collection[str]) -> str:
+    """A URI without the options of these names.
+
+    >>> without_options("mini:resnet?jpeg=60&gives=scores", ["jpeg"])
+    'mini:resnet?gives=scores'
+    """
+    plain, _, query = uri.partition("?")
+    kept = [part for part in query.split("&") if part and part.partition("=")[0] not in names]
+    return f"{plain}?{'&'.join(kept)}" if kept else plain
+
+
+def resolve(path: str, what: str) -> Any:
+    """The object that `package.module:Name` names. Raises RecipeError, with `what` in front, where there is none."""
+    try:
+        return resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RecipeError(f"{what}: {path} cannot be imported ({error}); write package.module:Name") from error
+
+
 def _path_with_question_mark(tail: str) -> str:
-    """The longest file or folder that exists and that the first `?` would cut; "" where there is none."""
+    """The longest existing path that the first `?` would cut; "" where there is none."""
     marks = [place for place, letter in enumerate(tail) if letter == "?"]
     for end in (len(tail), *reversed(marks[1:])) if marks else ():
         for path in (tail[:end], tail[:end].partition(",")[2]):  # behind the comma: a box's weights

@@ -1,7 +1,7 @@
-"""What a run is doing where no step tells it: starting Ray, opening a box, encoding images.
+"""What a run is doing outside of its steps: starting Ray, opening a box, encoding images.
 
-A phase is said as log records of the logger `engine.phases`, at level INFO, so that whoever wants to know (the command
-line, a notebook) adds a handler, and nobody else pays. Each record has the attribute `phase`, a `Phase`.
+A phase is reported as INFO records of the logger `engine.phases`: the command line or a notebook adds a handler, and
+without one it costs nothing. Each record has the attribute `phase`, a `Phase`.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """How far a phase is."""
+    """The progress of a phase."""
 
     what: str
-    """In words: `encoding test images`."""
+    """What is being done, as in `encoding test images`."""
     done: int = 0
     total: int = 0
-    """Of how many; 0: not known."""
+    """0 where it is not known."""
     seconds: float = 0.0
-    """Since it began."""
+    """Time since it began."""
     ended: bool = False
 
     @property
     def left(self) -> float | None:
-        """Seconds that the rest will take at this rate, where it is known."""
+        """Seconds that the rest will take at this rate; None where that is not known."""
         return self.seconds * (self.total - self.done) / self.done if self.done and self.total else None
 
     def __str__(self) -> str:
@@ -45,9 +45,11 @@ _before: ContextVar[int] = ContextVar("before", default=0)
 
 @contextmanager
 def phase(what: str, total: int = 0) -> Iterator[None]:
-    """Say that this is being done, and when it has ended. Inside another one, it takes its place meanwhile.
+    """Report a phase for the length of the block, in place of an enclosing one. Also a decorator.
 
-    Also a decorator of a function that is such a phase.
+    Args:
+        what: In words: `encoding test images`.
+        total: How many steps it has; 0 where that is not known.
     """
     token, counted = _now.set((Phase(what=what, total=total), time.monotonic())), _before.set(0)
     advance(0)
@@ -61,13 +63,13 @@ def phase(what: str, total: int = 0) -> Iterator[None]:
 
 
 def advance(done: int) -> None:
-    """Say how many of the phase's total are done; nothing outside of a phase."""
+    """Report how many of the phase's total are done; outside of a phase, do nothing."""
     _tell(done=_before.get() + done)
 
 
 @contextmanager
 def after(done: int) -> Iterator[None]:
-    """Count what the block does as more than so many that were done before: it is a part of the phase."""
+    """Within the block, which is a part of the phase, add `done` to what `advance` reports."""
     token = _before.set(_before.get() + done)
     try:
         yield

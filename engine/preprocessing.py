@@ -1,6 +1,6 @@
-"""Images -> pixels in [0, 1] as a model wants them: the one preprocessing that tuning and serving share.
+"""Images -> pixels in [0, 1] as a model expects them: the one preprocessing for tuning and serving.
 
-Letters in shapes: n images, H image side in pixels, h and w the sides of an image as it came.
+Letters in shapes: n images, H image side in pixels, h and w the sides of an image before preprocessing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _RESIZES = ("shortest", "squash", "longest")
 
 
 def _upright(image: Array | Encoded) -> Image.Image:
-    """An image for Pillow to resize."""
+    """A Pillow image of RGB."""
     if isinstance(image, Encoded):
         return image.image()
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -31,17 +31,18 @@ def _upright(image: Array | Encoded) -> Image.Image:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocess:
-    """How a model wants its images: part of a box's identity.
+    """How a model expects its images: part of a box's identity.
 
     Agrees to the bit, before normalisation, with open_clip's `image_transform(..., is_train=False)` of an RGB image.
+    Raises RecipeError for values out of range.
     """
 
     size: int
-    """H: side of the square that the model sees, in pixels."""
+    """H: side of the model's square input, in pixels."""
     mean: tuple[float, float, float]
-    """Of each channel in [0, 1]; subtracted by whoever encodes, after a frame was added."""
+    """Per channel, in [0, 1]; the image tower subtracts it, after a pixel frame has been added."""
     std: tuple[float, float, float]
-    """Of each channel; divided by."""
+    """Per channel; the image tower divides by it."""
     interpolation: str = "bicubic"
     """bicubic or bilinear, antialiased."""
     resize: str = "shortest"
@@ -58,7 +59,7 @@ class Preprocess:
             raise RecipeError(f"{self}: it needs a size of 1 or more, three means and three positive deviations")
 
     def pixels(self, images: Iterable[Array | Encoded]) -> Array:
-        """Decode where needed, resize and crop, one image after the other. Not normalised.
+        """Decode where needed, resize and crop, one image after the other; without normalisation.
 
         Args:
             images: n encoded images, or arrays `(h, w, 3)` uint8 RGB, of any size.
@@ -66,8 +67,7 @@ class Preprocess:
         Returns:
             `(n, 3, H, H)` float32 in [0, 1].
 
-        Raises:
-            TaskError: An image cannot be decoded, or an array is of another type or shape.
+        Raises TaskError where an image cannot be decoded, or an array has another type or shape.
         """
         rows = [np.asarray(self._fit(_upright(image)), np.float32).transpose(2, 0, 1) for image in images]
         return np.stack(rows) / np.float32(255) if rows else np.empty((0, 3, self.size, self.size), np.float32)
@@ -96,14 +96,5 @@ class Preprocess:
         return image.crop((left, top, left + side, top + side))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` takes them back."""
+        """The settings as plain JSON values."""
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Preprocess:
-        """The inverse of `as_dict`. Raises RecipeError for a key that is missing or unknown."""
-        try:
-            mean, std = (tuple(float(v) for v in values[key]) for key in ("mean", "std"))
-            return cls(**(values | {"mean": mean, "std": std}))
-        except (KeyError, TypeError) as error:
-            raise RecipeError(f"preprocessing {values}: {error}; its keys are {list(cls.__slots__)}") from None

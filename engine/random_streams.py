@@ -1,7 +1,6 @@
-"""Where randomness comes from: every draw is a function of (seed, step, purpose) and of nothing else.
+"""Random numbers: every draw is a function of (seed, step, purpose) and of nothing else.
 
 So a resumed run, or one with other workers, draws what an uninterrupted one would have drawn.
-Knows nothing of what the numbers are used for.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What a stream of random numbers is for. Numbers are part of the file format: never reuse one."""
+    """What a stream of random numbers is for. The values are part of the file format: never reuse one."""
 
     FEW_SHOT = 1
     ROWS = 2

@@ -1,14 +1,13 @@
-"""Settings of dataclasses: values as their annotations say, numbers in the ranges that those declare.
+"""Settings of dataclasses: types as annotated, numbers in the ranges that the annotations declare.
 
-    @dataclass(frozen=True, kw_only=True)
-    class Method:
-        k: Count = 2
-        radius: Positive = 0.3
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    k: Count = 2
+    radius: Positive = 0.3
 
-        def __post_init__(self) -> None:
-            check(self)
+    def __post_init__(self) -> None:
+        check(self)
 
-Knows nothing of what the settings do and of where their values come from.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import Annotated, Any
 from engine.errors import RecipeError, shown
 
 LONGEST_NAME, LONGEST_URI = 100, 1000
-"""Characters of a setting that is a word, and of one that may be a path."""
+"""Most characters of a setting that is a word, and of one that may be a path."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,9 @@ class Range:
     least: float
     most: float
     below: bool = False
-    """Whether `most` itself is out."""
+    """Whether `most` itself is excluded."""
     or_zero: bool = False
-    """Whether 0 is in besides."""
+    """Whether 0 is allowed too."""
 
     def __contains__(self, value: float) -> bool:
         inside = self.least <= value < self.most if self.below else self.least <= value <= self.most
@@ -53,26 +52,25 @@ class Range:
 
 TINY, HUGE, MANY = 1e-9, 1e9, 10_000
 Count = Annotated[int, Range(1, MANY)]
-"""Of things that are held at once."""
+"""A number of things held at once."""
 Steps = Annotated[int, Range(1, 10**9)]
-"""Of things that come one after another."""
+"""A number of things that come one after another."""
 Positive = Annotated[float, Range(TINY, HUGE)]
 PositiveOrZero = Annotated[float, Range(TINY, HUGE, or_zero=True)]
-"""Where 0 means something else than a very small number."""
+"""For settings where 0 means something else than a very small number."""
 Weight = Annotated[float, Range(0.0, HUGE)]
 Share = Annotated[float, Range(0.0, 1.0)]
 ShareBelowOne = Annotated[float, Range(0.0, 1.0, below=True)]
 Exponent = Annotated[float, Range(0.0, 10.0)]
 Population = Annotated[int, Range(4, MANY)]
-"""Of CMA-ES, which is defined from four on."""
+"""Of CMA-ES, which needs at least four."""
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 
 
 def check(settings: Any, where: str = "") -> None:
-    """Raise RecipeError for a number of a dataclass, or in a tuple of it, that is not finite or not in its range.
+    """Raises RecipeError for a number of a dataclass, or in a tuple of it, that is not finite or not in its range.
 
-    Args:
-        where: stands before a field's name in the message.
+    `where` precedes the field's name in the message.
     """
     kind: type = type(settings)
     declared = ranges(kind)
@@ -89,14 +87,16 @@ def check(settings: Any, where: str = "") -> None:
 
 
 def typed(value: Any, kind: Any, name: str, longest: int = LONGEST_NAME) -> Any:
-    """A value as a field's type allows. Whole numbers pass for floats; nothing else is converted.
-
-    Args:
-        kind: a class, a union of classes, or anything else (`Any`, a protocol's alias), which allows every value.
-        longest: characters of a text, at most.
+    """A value of a field's type. Whole numbers become floats where needed; nothing else is converted.
 
     >>> typed(1, float | None, "radius")
     1.0
+
+    Args:
+        value: As a user gave it.
+        kind: A class, a union of classes, or anything else (`Any`, a protocol's alias), which allows every value.
+        name: For messages.
+        longest: Most characters of a text.
 
     Raises RecipeError for another type, and for text that is too long or has control characters.
     """

@@ -1,7 +1,7 @@
-"""How many threads arithmetic may use while a call lasts.
+"""How many threads arithmetic may use during a call.
 
-The order of a sum depends on the number of threads, and with it the last bits of a product. Whoever promises the same
-bits computes inside `limited`: the caller's own process has its threads back as soon as the call returns.
+The order of a sum, and with it the last bits of a product, depends on the number of threads. Code that promises the
+same bits runs inside `limited`; the caller's process gets its threads back when the call returns.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ Item = TypeVar("Item")
 
 @lru_cache(maxsize=1)
 def _pools(num_modules: int) -> ThreadpoolController:
-    """The thread pools of this process. A look takes milliseconds; only an import can have loaded another."""
+    """The thread pools of this process. Searching takes milliseconds, and only an import can have loaded another."""
     return ThreadpoolController()
 
 
 @contextlib.contextmanager
 def limited(threads: int | None) -> Iterator[None]:
-    """Hold BLAS, OpenMP and torch to so many threads; None leaves them alone.
+    """Limit BLAS, OpenMP and torch to this many threads; None leaves them alone.
 
-    A library that is first loaded inside is not held: load it before.
+    A library that is first loaded inside the block is not limited: load it before.
     """
     if threads is None:
         yield
         return
-    torch: Any = sys.modules.get("torch")  # its products have thread counts of their own, which are no OpenMP pool's
+    torch: Any = sys.modules.get("torch")  # its matrix products have a thread count of their own
     before = torch.get_num_threads() if torch else 0
     with _pools(len(sys.modules)).limit(limits=threads):
         if torch:
@@ -45,7 +45,7 @@ def limited(threads: int | None) -> Iterator[None]:
 
 
 def limited_steps(steps: Generator[Item, None, None], threads: int | None) -> Iterator[Item]:
-    """Iterate with the limit held while `steps` runs, and not while its consumer does."""
+    """Iterate over `steps` with the limit in force while it runs, and not while its consumer does."""
     try:
         while True:
             with limited(threads):

@@ -43,7 +43,6 @@ _FOLDER = Path(__file__).parent / "weights"
 class Loaded:
     """An opened model and what must be known to feed it."""
 
-    name: str
     model: Any
     """open_clip.CLIP: fp32, eval, no gradients. Rows of the token embedding outside `vocabulary` are zero."""
     tokenizer: Any
@@ -54,7 +53,6 @@ class Loaded:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str
-    weights_path: Path
     weights_hash: str
     """SHA-256 of the file."""
     seed: int
@@ -103,7 +101,6 @@ def open_file(name: str, path: Path) -> Loaded:
     model = open_clip.CLIP(EMBED_DIM, ARCHITECTURES[name], TEXT)
     model.load_state_dict(state)
     return Loaded(
-        name=name,
         model=model.eval().requires_grad_(False),
         tokenizer=open_clip.SimpleTokenizer(context_length=TEXT["context_length"]),
         vocabulary=frozenset(used.tolist()),
@@ -111,7 +108,6 @@ def open_file(name: str, path: Path) -> Loaded:
         mean=MEAN,
         std=STD,
         interpolation=INTERPOLATION,
-        weights_path=path,
         weights_hash=hashlib.sha256(path.read_bytes()).hexdigest(),
         seed=json.loads(about["recipe"])["seed"],
     )

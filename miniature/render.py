@@ -361,6 +361,7 @@ def _shape_masks(name: str) -> list[Array]:
         return (r * np.sin(2 * np.pi * k / of), -r * np.cos(2 * np.pi * k / of))
 
     t = np.linspace(0, 2 * np.pi, 90)
+    heart = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
     outlines = {
         "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
         "triangle": [(0, -1), (1, 0.8), (-1, 0.8)],
@@ -369,13 +370,7 @@ def _shape_masks(name: str) -> list[Array]:
             *[(-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3)],
             *[(0.3, 1), (-0.3, 1), (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3)],
         ],
-        "heart": list(
-            zip(
-                np.sin(t) ** 3,
-                -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 16,
-                strict=True,
-            )
-        ),
+        "heart": np.stack([np.sin(t) ** 3, heart / -16], 1),
         "arrow": [(0, -1), (0.75, -0.1), (0.28, -0.1), (0.28, 1), (-0.28, 1), (-0.28, -0.1), (-0.75, -0.1)],
         "diamond": [(0, -1), (0.62, 0), (0, 1), (-0.62, 0)],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,52 @@ def test_arrows(path: Path) -> None:
             assert name in ALLOWED[room], f"{relative} may not import {name}"
         if name in HEAVY:
             assert relative.startswith(HEAVY[name]), f"{relative} may not import {name}"
+
+
+TARGET = re.compile(rf"^({'|'.join(OURS)})[\w.]*:[A-Za-z_.]+$")
+RESOLVED_LATE = {"miniature:open_box", "tuning.white_box.ceiling:Ceiling"}
+"""Entries of the engine's registries that stand outside of it."""
+
+
+@pytest.mark.parametrize("path", _sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_tables_of_strings_are_arrows_too(path: Path) -> None:
+    room = path.relative_to(ROOT).parts[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and TARGET.match(node.value):
+            target = node.value.split(".")[0].split(":")[0]
+            assert target in ALLOWED[room] or node.value in RESOLVED_LATE, f"{path} may not name {node.value}"
+
+
+ASKS = (
+    "engine/evaluators/",
+    "engine/classifier.py",
+    "engine/boxes/",
+    "tuning/white_box/",
+    "tuning/doctor.py",
+    "bench/",
+)
+"""Who asks a box: whatever is booked goes through an evaluator; classifiers and references book nothing."""
+
+
+@pytest.mark.parametrize("path", _sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_box_is_asked_where_it_is_booked(path: Path) -> None:
+    relative = str(path.relative_to(ROOT))
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        call = node.func if isinstance(node, ast.Call) else None
+        if isinstance(call, ast.Attribute) and call.attr == "answer" and "box" in ast.unparse(call.value):
+            assert relative.startswith(ASKS), f"{relative}:{call.lineno} asks a box"
+
+
+OFFERED = {"needs", "prefers", "start", "run", "space", "decode", "spec", "answer", "stage", "head", "prompt", "box"}
+"""Names of the protocols."""
+
+
+@pytest.mark.parametrize("path", _sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_may_be_offered_stands_in_the_protocols(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
+            asked = node.args[1].value if isinstance(node.args[1], ast.Constant) else None
+            assert asked not in OFFERED, f"{path}:{node.lineno} asks for {asked!r} by name"
 
 
 def test_core_is_light() -> None:

@@ -1,8 +1,7 @@
-"""How a command answers and ends: one JSON object on stdout where that was asked for, whichever way it ends.
+"""How a command answers and ends: with --json, by one JSON object on stdout, however it ends.
 
-With --json the object has stdout to itself. Whatever else is written there, by Python, by a C library or by a process
-that this one starts (Ray prints there), goes to stderr.
-Knows nothing of what commands do.
+Nothing else is written to stdout then: output of Python, C libraries and child processes (Ray prints there) goes to
+stderr.
 """
 
 from __future__ import annotations
@@ -25,18 +24,23 @@ from engine.errors import KeyholeError
 
 BUG, MISTAKE, INTERRUPTED = 1, KeyholeError.exit_code, 130
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-"""What an OSError is about that a user can mend."""
+"""OSErrors that a user can resolve."""
 
 
 class Answer:
-    """Of one command. `asked`: for an object; `stream`: where that goes, None where there is no stdout."""
+    """The answer of one command.
+
+    Args:
+        asked: Whether an object is expected (--json).
+        stream: Where it is written; None where the process has no stdout.
+    """
 
     def __init__(self, asked: bool, stream: TextIO | None = None) -> None:
         self.asked, self.stream = asked, stream
         self.given = False
 
     def give(self, facts: Mapping[str, Any]) -> None:
-        """Write the object. Raises KeyholeError where nobody takes it."""
+        """Write the object. Raises KeyholeError where it cannot be written."""
         assert self.asked and not self.given, "a command answers once, if asked to"
         self.given = True
         try:
@@ -48,7 +52,7 @@ class Answer:
             raise KeyholeError(f"the object could not be written to stdout: {error.strerror}") from error
 
     def fail(self, message: str, code: int) -> int:
-        """Say why the command ended, as its object or on stderr; returns the exit code."""
+        """Report why the command failed, in its object or on stderr, and return the exit code."""
         if self.asked and not self.given:
             try:
                 self.give({"error": message})
@@ -59,7 +63,10 @@ class Answer:
         return code
 
     def run(self, command: Callable[[], Any]) -> int:
-        """Run a command; its exit code, after saying why where it failed."""
+        """Run a command and return its exit code, after reporting a failure.
+
+        Exceptions that are no user's mistake propagate where no object is expected.
+        """
         stdout = sys.stdout
         try:
             code = command()
@@ -79,13 +86,13 @@ class Answer:
             return self.fail(str(error), error.exit_code)
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else BUG
-            if not code or sys.stdout is not stdout:  # click has put another in its place: nobody reads on
+            if not code or sys.stdout is not stdout:  # click replaced it: the reader has gone
                 return code
             return self.fail(f"ended with exit code {code}; stderr may say why", code)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in DISK:
                 if error.filename is None and sys.stdout is not None and not self.asked:
-                    _to_nowhere(sys.stdout)  # it may have been this that could not be written, and is flushed at exit
+                    _to_nowhere(sys.stdout)  # stdout itself may have failed, and is flushed at exit
                 return self.fail(f"{error.filename or 'output'}: {error.strerror}; make room or name another", MISTAKE)
             if not self.asked:
                 raise
@@ -98,9 +105,9 @@ def answering(as_json: bool, *, process: bool) -> Iterator[Answer]:
     """The answer of a command.
 
     Args:
-        as_json: whether stdout is for one object alone.
-        process: whether the process ends with the command: its file descriptor 1 then becomes stderr's, for good.
-            Otherwise `sys.stdout` alone is another in the meantime.
+        as_json: Whether stdout is reserved for one object.
+        process: Whether the process ends with the command: its file descriptor 1 then becomes that of stderr
+            permanently. Otherwise only `sys.stdout` is replaced, for the length of the block.
     """
     if not as_json:
         yield Answer(asked=False)
@@ -133,7 +140,7 @@ def interruptible(
 
 
 def _own_stdout() -> TextIO | None:
-    """Stdout by a file descriptor of its own, with 1 led to stderr; None where the process was given no stdout."""
+    """Stdout on a new file descriptor, with 1 redirected to stderr; None where the process has no stdout."""
     try:
         stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     except OSError:
@@ -144,7 +151,7 @@ def _own_stdout() -> TextIO | None:
 
 
 def _to_nowhere(stream: TextIO) -> None:
-    """Let what is still to be written to a broken stream be lost without another error."""
+    """Discard what a broken stream has not written yet, without another error."""
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError):
@@ -155,7 +162,7 @@ def _to_nowhere(stream: TextIO) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
+    """The value with null for NaN and infinities, which JSON lacks."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

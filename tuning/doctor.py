@@ -18,6 +18,8 @@ from scipy.special import log_softmax
 
 from engine.errors import KeyholeError, RecipeError
 from engine.evaluators.problem import installed_version
+from engine.images import Given
+from engine.parsing import without_options
 from engine.protocols import Array, BlackBox, Outputs
 
 PACKAGES = (
@@ -146,12 +148,13 @@ def precision_error(
     from engine.boxes import open_box
     from engine.prompts import make_prompt
 
-    exact = open_box(_exactly(uri), classes=box.spec.classes, template=box.spec.template, device=device)
+    fp32, side = without_options(uri, ["precision"]), box.spec.image_size
+    exact = open_box(fp32, classes=box.spec.classes, template=box.spec.template, device=device)
     random = np.random.default_rng(0)
     prompt = make_prompt("text", box.spec)
     directions = random.standard_normal((probes, prompt.space.dim)).astype(np.float32)
     thetas = np.concatenate([np.zeros_like(directions[:1]), h * directions])
-    source = _Noise(random.integers(0, 256, (images, box.spec.image_size, box.spec.image_size, 3), dtype=np.uint8))
+    source = Given(tuple(random.integers(0, 256, (images, side, side, 3), dtype=np.uint8)))
     rows = np.arange(images)
     answers = [one.answer(prompt.decode(thetas), one.stage(source), rows) for one in (exact, box)]
     features = max(_difference(answers[0].text, answers[1].text), _difference(answers[0].image, answers[1].image))
@@ -165,26 +168,6 @@ def precision_error(
         "signal_of_a_probe": signal,
         "error_over_signal": error / signal,
     }
-
-
-class _Noise:
-    """Images in memory, as a source."""
-
-    def __init__(self, images: Array) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def read(self, rows: Any) -> list[Array]:
-        return [self._images[row] for row in rows]
-
-
-def _exactly(uri: str) -> str:
-    """The same box in fp32."""
-    head, _, query = uri.partition("?")
-    kept = [part for part in query.split("&") if part and not part.startswith("precision=")]
-    return f"{head}?{'&'.join(kept)}" if kept else head
 
 
 def _losses(outputs: Outputs, labels: Array) -> Array:

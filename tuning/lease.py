@@ -1,7 +1,7 @@
-"""One writer per folder: a lease that a second process sees and refuses, and takes over from one that has died.
+"""One writer per folder: a lease that a second process respects, and takes over from a process that has died.
 
-`lease.json` says who holds the folder: host, process and its start time. On the same host a holder lives as long as
-that process does; on another, as long as it touches the file, which a thread of it does every `BEAT_S` seconds.
+`lease.json` names the holder: host, process and its start time. On the same host a lease is valid while that process
+lives; on another, while the holder touches the file, which its thread does every `BEAT_S` seconds.
 """
 
 from __future__ import annotations
@@ -27,20 +27,19 @@ log = logging.getLogger(__name__)
 LEASE = "lease.json"
 BEAT_S = 15.0
 EXPIRES_S = 120.0
-"""A lease of another host is dead when it was not touched for so long. Hosts' clocks must agree better than that."""
+"""A lease of another host has expired when untouched for this long. Hosts' clocks must agree better than that."""
 PATIENCE_S = 2 * EXPIRES_S
-"""How long a trial waits for the process that had it before: one whose node was lost cannot say that it is dead."""
+"""How long a trial waits for its earlier process, whose node may have been lost with the lease still valid."""
 
 
 class Lease:
     """The right to write a folder, for the length of a `with` block. The folder is made where it is missing.
 
     Args:
-        folder: what is written.
-        patience_s: how long to wait for another holder to end.
+        folder: The folder to write.
+        patience_s: Seconds to wait for another holder to end.
 
-    Raises:
-        ArtifactError: on entry, another process holds it, or it cannot be written.
+    Raises ArtifactError on entry, where another process holds it or it cannot be written.
     """
 
     def __init__(self, folder: Path, *, patience_s: float = 0.0) -> None:
@@ -74,7 +73,7 @@ class Lease:
                 self._path.unlink()
 
     def confirm(self) -> None:
-        """Raise ArtifactError if the folder is another's by now: this process was taken for dead."""
+        """Raises ArtifactError where another process took the folder over, because this one seemed dead."""
         holder = _read(self._path)
         if holder is None:  # somebody removed the file
             holder = self._take()
@@ -85,7 +84,7 @@ class Lease:
             )
 
     def _take(self) -> dict[str, Any] | None:
-        """None where the lease is ours now, else whose it is ({} where that is not known)."""
+        """Take the lease; None on success, else its holder ({} where that is not known)."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with _alone(self.folder):
@@ -98,7 +97,7 @@ class Lease:
                     return None
                 try:
                     handle = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-                except FileExistsError:  # where the file system knows no locks
+                except FileExistsError:  # on a file system without locks
                     return {}
                 with open(handle, "w", encoding="utf-8") as file:
                     file.write(json.dumps(self._me) + "\n")
@@ -119,12 +118,12 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):
-            with contextlib.suppress(OSError):  # a full or lost disk is noticed by whoever writes there
+            with contextlib.suppress(OSError):  # writing there reports a full or lost disk
                 os.utime(self._path)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What a lease says; None where there is none, {} where it cannot be read."""
+    """The holder in a lease file; None where there is no file, {} where it cannot be read."""
     try:
         told = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -135,9 +134,9 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _started(pid: int) -> str | None:
-    """When a live process began; None where there is none of this number.
+    """The start time of a live process; None where there is none with this id.
 
-    Without /proc, a constant for every live process: a number that was given out again is then taken for the old one.
+    Without /proc it is the same for every live process, so a reused id is mistaken for the old process.
     """
     if not Path("/proc/self/stat").exists():
         try:
@@ -156,10 +155,10 @@ def _started(pid: int) -> str | None:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """No two processes of a host look at a lease and take it at the same time."""
+    """Within the block, no other process of this host looks at the lease or takes it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # network file systems may have no locks; creation is exclusive there too
+        with contextlib.suppress(OSError):  # network file systems may lack locks; exclusive creation works there too
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:

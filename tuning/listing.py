@@ -6,6 +6,7 @@ Knows nothing of how any of it works.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pkgutil import resolve_name
 from typing import Any
 
 from engine import boxes as box_schemes
@@ -40,7 +41,8 @@ def _needs(gives: list[str], accepts: list[str]) -> str:
 
 def list_prompts() -> list[dict[str, str]]:
     """Name, what it is."""
-    return [{"name": name, "what": what} for name, what in prompt_kinds.ABOUT.items()]
+    kinds = prompt_kinds.PROMPTS.items()
+    return [{"name": name, "what": prompt_kinds.ABOUT.get(name) or _first_line(target)} for name, target in kinds]
 
 
 def list_tasks() -> list[dict[str, str]]:
@@ -50,7 +52,14 @@ def list_tasks() -> list[dict[str, str]]:
 
 def list_boxes() -> list[dict[str, str]]:
     """URI or its form, what it is."""
-    return _with_embedded(box_schemes.FORMS, models.ABOUT)
+    told = {form.partition(":")[0] for form in box_schemes.FORMS}
+    others = {f"{scheme}:": _first_line(target) for scheme, target in box_schemes.SCHEMES.items() if scheme not in told}
+    return _with_embedded(box_schemes.FORMS | others, models.ABOUT)
+
+
+def _first_line(target: str) -> str:
+    """What `module:name` says of itself."""
+    return (resolve_name(target).__doc__ or "").strip().partition("\n")[0].rstrip(".")
 
 
 def _with_embedded(forms: dict[str, str], names: dict[str, str]) -> list[dict[str, str]]:

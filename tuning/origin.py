@@ -1,6 +1,6 @@
-"""What a run was begun with: the resolved recipe, the images, the version; and whether a resumed one still has it.
+"""What a run was begun with (the resolved recipe, the images, the version), and whether a resumed run has the same.
 
-A run that goes on with other settings or images would label its result with what it was not tuned on.
+Resumed with other settings or images, a run would report a result that was not tuned on them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,18 @@ from engine.protocols import Split, Subset, Task
 from tuning.recipe import Recipe
 
 FREE = ("workers", "checkpoint_s", "pool.cpus", "pool.gpus", "pool.timeout_s")
-"""Settings that change no bit of the result: a resumed run may have others."""
+"""Settings that a resumed run may change, as they change no bit of the result."""
 SAMPLE = 256
-"""Images of a split whose content is compared, evenly spaced, where they do not lie in files."""
+"""How many evenly spaced images of a split are compared by content, where they are not files."""
 
 
 def origin_of(recipe: Recipe, task: Task, version: str) -> dict[str, Any]:
-    """What a checkpoint keeps to tell whether it still fits: `settings` by dotted key, `images` by split, and so on."""
+    """What a checkpoint records of the run's origin: `settings` by dotted key, `images` by split, and so on.
+
+    Raises:
+        TaskError: An image file is missing.
+        ArtifactError: The artifact to start from cannot be read.
+    """
     return {
         "version": version,
         "settings": settings_of(recipe),
@@ -43,16 +48,15 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def check_origin(told: str, now: Mapping[str, Any], where: Path, *, final: bool) -> None:
-    """Refuse to go on with a run that was begun with something else.
+    """Compare the origin in a checkpoint with the present one.
 
     Args:
-        told: what the checkpoint holds, the JSON of what `origin_of` said.
-        now: what `origin_of` says today.
-        where: the checkpoint.
-        final: whether the box is open, so that all settings are known; otherwise those that are null now may differ.
+        told: The origin in the checkpoint, as JSON.
+        now: The present `origin_of`.
+        where: The checkpoint.
+        final: Whether the box is open and all settings are resolved; if not, those that are null now may differ.
 
-    Raises:
-        ArtifactError: something differs; the message says what.
+    Raises ArtifactError, naming what differs, where something does.
     """
     try:
         begun = json.loads(told)
@@ -83,10 +87,9 @@ def check_origin(told: str, now: Mapping[str, Any], where: Path, *, final: bool)
 
 
 def images_digest(split: Split) -> str:
-    """Which images with which labels: by path, size and time of change for files, by content for others.
+    """SHA-256 (hex) of a split's labels and images: files by path, size and time of change, others by content.
 
-    Raises:
-        TaskError: a file is missing.
+    Raises TaskError where a file is missing.
     """
     source, rows = split.source, np.arange(len(split))
     while isinstance(source, Subset):

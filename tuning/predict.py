@@ -1,7 +1,7 @@
-"""Files of images -> a CSV of predictions, which a second call continues where the first was cut off.
+"""Image files -> a CSV of predictions, which a second call resumes where the first was interrupted.
 
-Beside `predictions.csv` lies `predictions.csv.json`: which artifact, box and images the rows are of. Rows are written
-one at a time and in full before the next; only the last one can be cut, and is then made again.
+`predictions.csv.json` beside `predictions.csv` names the artifact, box and images of the rows. Rows are written one by
+one, so only the last can be incomplete; it is then predicted again.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def predict(classifier: Classifier, images: Sequence[Path], out: Path, *, box_ur
     """Write a row for each image: its file, label, the label's probability, and the error where it cannot be read.
 
     Args:
-        classifier: What `Classifier.load` gives.
-        images: Files, and folders in which to look for images. Of a lone folder, files are named relative to it.
-        out: The CSV. Where it is there already, files that have a row in it are left out.
+        classifier: As `Classifier.load` returns it.
+        images: Files, and folders to search for images. With a single folder, files are named relative to it.
+        out: The CSV. Files that already have a row in it are skipped.
         box_uri: A box that the user names; None: the artifact's own, whose identity must agree.
 
     Returns:
@@ -74,7 +74,7 @@ def predict(classifier: Classifier, images: Sequence[Path], out: Path, *, box_ur
 
 
 def _files(images: Sequence[Path]) -> dict[str, Path]:
-    """Name -> file, in order: of each folder all images below it, sorted by their names, but hidden ones."""
+    """Name -> file, in order: for each folder all images below it that are not hidden, sorted by name."""
     found: dict[str, Path] = {}
     for path in images:
         if not path.exists():
@@ -93,12 +93,12 @@ def _files(images: Sequence[Path]) -> dict[str, Path]:
 
 
 def _home(images: Sequence[Path]) -> Path | None:
-    """The lone folder that files are named relative to; None: they are named as the user did."""
+    """The single folder that files are named relative to; None where they keep the names that the user gave."""
     return images[0].absolute() if len(images) == 1 and images[0].is_dir() else None
 
 
 def _begun(out: Path, own: dict[str, Any]) -> tuple[BinaryIO, dict[str, str]]:
-    """The CSV, open at the end of its last whole row, and the label of each file in it; '' for an unreadable one."""
+    """The CSV, open after its last complete row, and the label of each file in it; '' for an unreadable file."""
     about = out.with_name(out.name + ".json")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def _begun(out: Path, own: dict[str, Any]) -> tuple[BinaryIO, dict[str, str]]:
 
 
 def _append(table: BinaryIO, line: bytes) -> None:
-    """Write to the end, past this process's own buffers. Raises UnwritableError."""
+    """Append a line and flush it. Raises UnwritableError where the disk is full or read-only."""
     try:
         table.write(line)
         table.flush()
@@ -124,15 +124,17 @@ def _append(table: BinaryIO, line: bytes) -> None:
 
 
 def _whole(data: bytes) -> bytes:
-    """Without a last row that was cut: up to the last line's end that is in no quoted field."""
+    """The data without an incomplete last row: up to the last line end outside of a quoted field."""
     end = len(data)
     while end and (data[end - 1 : end] != b"\n" or data.count(b'"', 0, end) % 2):
         end = data.rfind(b"\n", 0, end - 1) + 1
-    return data[:end] if end or _line(COLUMNS).startswith(data) else data  # not ours: to be refused, and kept
+    return (
+        data[:end] if end or _line(COLUMNS).startswith(data) else data
+    )  # not our file: it will be refused and left as it is
 
 
 def _rows(data: bytes, out: Path, about: Path, own: dict[str, Any]) -> dict[str, str]:
-    """The label of each file in earlier rows, which must have been made with the same."""
+    """The label of each file in earlier rows. Raises ArtifactError where these have another origin than `own`."""
     if not data:
         return {}
     try:
@@ -150,6 +152,6 @@ def _rows(data: bytes, out: Path, about: Path, own: dict[str, Any]) -> dict[str,
 
 
 def _line(fields: list[str]) -> bytes:
-    """A row. csv.writer of Python 3.11 does not quote a lone carriage return."""
+    """A row; csv.writer of Python 3.11 does not quote a single carriage return."""
     quoted = ('"' + field.replace('"', '""') + '"' if any(c in field for c in ',"\r\n') else field for field in fields)
     return (",".join(quoted) + "\n").encode(errors="surrogateescape")

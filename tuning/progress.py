@@ -1,7 +1,4 @@
-"""What a run says while it goes on, on stderr: a bar on a terminal, plain lines elsewhere; phases before and after.
-
-Knows nothing of what a step is about.
-"""
+"""A run's progress on stderr: a bar on a terminal, plain lines elsewhere; phases before and after."""
 
 from __future__ import annotations
 
@@ -19,25 +16,25 @@ if TYPE_CHECKING:
     from engine.tuning_loop import Step
 
 WIDE, NARROW = 100, 60
-"""Columns from which a bar shows all numbers, and below which none but the count and the time left."""
+"""Columns from which the bar shows all numbers, and below which it shows only the count and the time left."""
 FORMS = {
     WIDE: "{l_bar}{bar}| {n:.0f}/{total:.0f} evaluations [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
     NARROW: "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} evaluations [{remaining} left{postfix}]",
     0: "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} [{remaining} left]",
 }
 SAID_AFTER_S = 1.0
-"""A phase shorter than this is not said in plain lines."""
+"""Phases shorter than this get no plain line."""
 EVERY_S = 3.0
-"""Least time between two plain lines of phases."""
+"""Least seconds between two plain lines about phases."""
 REDRAW_S = 0.1
-"""Least time between two states of one phase on a terminal."""
+"""Least seconds between two updates of a phase on a terminal."""
 
 
 class Progress(logging.Handler):
     """A run's progress on stderr, for the length of a `with` block.
 
     Args:
-        budget: evaluations of the whole run; of no meaning where there are phases alone.
+        budget: Evaluations of the whole run; unused where there are only phases.
     """
 
     def __init__(self, budget: float = 1.0) -> None:
@@ -80,7 +77,7 @@ class Progress(logging.Handler):
             )
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a phase: at once on a terminal; elsewhere if it takes longer, and not too often."""
+        """Show a phase: at once on a terminal; elsewhere only if it lasts, and not too often."""
         phase: phases.Phase = record.phase  # type: ignore[attr-defined]
         if phase.ended:
             self._end_phase()
@@ -125,7 +122,7 @@ class Progress(logging.Handler):
         self._bar.update(step.evaluations - self._bar.n)
 
     def _end_bar(self) -> None:
-        """Leave the bar as it is, on a line of its own."""
+        """End the bar, which stays visible on its line."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -1,7 +1,4 @@
-"""A run's folder: what is written there when, and what of it a run that is gone on with may trust.
-
-Knows nothing of boxes, of methods and of what a step is about.
-"""
+"""A run's folder: what is written when, and what a resumed run may trust."""
 
 from __future__ import annotations
 
@@ -27,26 +24,20 @@ log = logging.getLogger(__name__)
 
 RECIPE, HISTORY, RESULT, CHECKPOINT = "recipe.yaml", "history.jsonl", "result.json", "checkpoint/state.safetensors"
 NUMBERS = (
-    "evaluations",
-    "pairs",
-    "test_pairs",
-    "sequences",
-    "image_encodes",
-    "zero_shot_accuracy",
-    "accuracy",
-    "seconds",
+    *("evaluations", "pairs", "test_pairs", "sequences", "image_encodes"),
+    *("zero_shot_accuracy", "accuracy", "seconds"),
 )
-"""Of a result: what is printed of it."""
+"""The numbers of a result that are printed."""
 
 
 class RunFolder:
     """The folder of one run.
 
     Args:
-        path: where it is, or will be.
-        resume: whether a run that was begun there may be gone on with.
-        every_s: seconds between checkpoints, at least.
-        patience_s: how long to wait for another process that writes it.
+        path: The folder; made where it is missing.
+        resume: Whether a run in it may be resumed.
+        every_s: Least seconds between checkpoints.
+        patience_s: Seconds to wait for another process that holds it.
     """
 
     def __init__(self, path: Path, *, resume: bool, every_s: float, patience_s: float = 0.0) -> None:
@@ -56,7 +47,7 @@ class RunFolder:
         self._latest: Step | None = None
         self._lines: list[str] = []
         self._begun: str | None = None
-        """The origin in the checkpoint that is gone on with."""
+        """The origin in the checkpoint that is resumed."""
         self._origin: Mapping[str, Any] = {}
 
     def _refuse(self) -> None:
@@ -67,26 +58,24 @@ class RunFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[dict[str, Any] | None]:
-        """The folder to this process alone; gives the state to go on from, None where the run begins.
+        """Hold the folder for this process alone; gives the state to resume from, None for a new run.
 
-        Raises:
-            ArtifactError: another process writes it, it holds a run that may not be gone on with or that is damaged, or
-                it cannot be written.
+        Raises ArtifactError where another process holds it, it holds a run that is damaged or may not be resumed, or it
+        cannot be written.
         """
         with self._lease:
             self._refuse()
             yield self._state()
 
     def settle(self, recipe: Recipe, origin: Mapping[str, Any], *, final: bool) -> None:
-        """Write the resolved recipe, once it agrees with the checkpoint.
+        """Write the resolved recipe after comparing it with the checkpoint.
 
         Args:
-            recipe: with all that is known by now.
-            origin: what the run is begun, or gone on, with.
-            final: whether all is known.
+            recipe: As far as it is resolved.
+            origin: What the run is started or resumed with (`origin_of`).
+            final: Whether the recipe is fully resolved.
 
-        Raises:
-            ArtifactError: the run was begun with something else.
+        Raises ArtifactError where the run was begun with something else.
         """
         import yaml
 
@@ -97,7 +86,7 @@ class RunFolder:
             write_text(self.path / RECIPE, yaml.safe_dump(recipe.as_dict(), sort_keys=False))
 
     def note(self, step: Step) -> None:
-        """Keep a step for the next checkpoint."""
+        """Hold a step for the next checkpoint."""
         self._latest = step
         self._lines.append(json.dumps(step.record()))
 
@@ -107,10 +96,9 @@ class RunFolder:
         return self._checkpoint.due
 
     def checkpoint(self) -> None:
-        """Write what a resumed run needs: first the history, then the state that counts on it.
+        """Write what a resumed run needs: first the history, then the state that relies on it.
 
-        Raises:
-            ArtifactError: the disk is full or read-only, or another process has taken the folder over.
+        Raises ArtifactError where the disk is full or read-only, or another process has taken the folder over.
         """
         state = None if self._latest is None else self._latest.state()
         if state is None:
@@ -123,10 +111,9 @@ class RunFolder:
         self._latest = None
 
     def finish(self, artifact: Artifact, result: Mapping[str, Any]) -> None:
-        """Write the artifact, and last the result, which says that the run is finished; then no checkpoint is needed.
+        """Write the artifact, then the result, which marks the run as finished, and remove the checkpoint.
 
-        Raises:
-            ArtifactError: the disk is full or read-only, or another process has taken the folder over.
+        Raises ArtifactError where the disk is full or read-only, or another process has taken the folder over.
         """
         self._lease.confirm()
         with self._resumable():
@@ -140,7 +127,7 @@ class RunFolder:
 
     @contextmanager
     def _resumable(self) -> Iterator[None]:
-        """Say how to go on after the disk was full."""
+        """Add to an error how to resume after the disk was full."""
         try:
             yield
         except UnwritableError as error:
@@ -160,7 +147,7 @@ class RunFolder:
         step = run.get("step") if isinstance(run, dict) else None
         if not isinstance(run, dict) or not isinstance(self._begun, str) or type(step) is not int or step < 1:
             raise ArtifactError(f"checkpoint {path} does not hold the state of a run; remove it to start anew")
-        # Lines past the checkpoint, or half a line, are what a killed process had begun: they are made again.
+        # Lines past the checkpoint, and half lines, are of steps that a killed process began: they are run again.
         lines = [line for line in read_history(self.path) if line["step"] < step]
         if len(lines) < step:
             log.warning(
@@ -173,10 +160,9 @@ class RunFolder:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run's history, without a last line that was cut short; none where there is no file.
+    """The records of a run's history, without an incomplete last line; none where there is no file.
 
-    Raises:
-        ArtifactError: the file holds something else.
+    Raises ArtifactError where the file holds something else.
     """
     path = folder / HISTORY
     try:
@@ -202,11 +188,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """The result of a finished run.
-
-    Raises:
-        ArtifactError: the file is missing, empty or damaged.
-    """
+    """The result of a finished run. Raises ArtifactError where the file is missing, empty or damaged."""
     path = folder / RESULT
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -229,11 +211,11 @@ def _is_number(value: Any) -> bool:
 
 
 def resumed_recipe(folder: Path) -> dict[str, Any]:
-    """The settings of a run that is to be gone on with.
+    """The settings of a run that is to be resumed.
 
     Raises:
-        ArtifactError: the folder holds no run.
-        RecipeError: its recipe cannot be read.
+        ArtifactError: The folder holds no run.
+        RecipeError: Its recipe cannot be read.
     """
     if not (folder / RECIPE).is_file():
         if (folder / "compare.yaml").exists():
@@ -249,17 +231,14 @@ def resumed_recipe(folder: Path) -> dict[str, Any]:
 
 
 def drop_checkpoint(folder: Path) -> None:
-    """Remove what only a run that is gone on with would need."""
+    """Remove the checkpoint of a run."""
     shutil.rmtree((folder / CHECKPOINT).parent, ignore_errors=True)
 
 
 def default_path(recipe: Recipe) -> Path:
     """A run folder that does not exist yet, named after the task, the method and the seed."""
-    words = [
-        recipe.task.split(":")[-1].split("/")[-1].split("?")[0],
-        recipe.method.replace(":", "-"),
-        f"s{recipe.seed}",
-    ]
+    task = recipe.task.split(":")[-1].split("/")[-1].split("?")[0]
+    words = (task, recipe.method.replace(":", "-"), f"s{recipe.seed}")
     stem = Path("runs") / "-".join(word for word in words if word)
     number, path = 2, stem
     while (path / RECIPE).exists():

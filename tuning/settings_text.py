@@ -1,8 +1,7 @@
-"""Settings as people write them: YAML, and of YAML what settings need.
+"""Settings as people write them: the part of YAML that settings need.
 
-Mappings with one value a key, lists, text, numbers, booleans and null, a few levels deep. No aliases, which can make
-gigabytes of a few lines; no tags; no dates. A mapping's keys are text.
-Knows nothing of what the settings mean.
+Mappings with text keys, lists, text, numbers, booleans and null, a few levels deep. No aliases, which can expand a few
+lines to gigabytes; no tags; no dates; no key twice.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _TOO_DEEP = f"nested more than {DEEPEST} levels deep"
 
 
 class _Loader(yaml.SafeLoader):
-    """`yaml.SafeLoader`, for settings. Its errors are `yaml.MarkedYAMLError`."""
+    """`yaml.SafeLoader` restricted to settings. Its errors are `yaml.MarkedYAMLError`."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in known if not tag.endswith((":timestamp", ":merge", ":value"))]
@@ -31,7 +30,7 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def fetch_flow_collection_start(self, token: Any) -> None:
-        # The scanner reads ahead: for a thousand brackets that takes it a second.
+        # The scanner reads ahead, which takes a second for a thousand brackets.
         if self.flow_level == DEEPEST:
             raise _error(_TOO_DEEP, self.get_mark())
         super().fetch_flow_collection_start(token)
@@ -75,17 +74,14 @@ def _error(problem: str, mark: Any) -> yaml.MarkedYAMLError:
 
 
 def read(path: str | Path, what: str = "recipe") -> dict[str, Any]:
-    """The settings of a YAML file in UTF-8, or in UTF-16 that says so; none of an empty one.
+    """The settings in a YAML file, UTF-8 or UTF-16 with a byte order mark; {} for an empty file.
 
-    Args:
-        what: the file's part, for messages.
-
-    Raises RecipeError for a file that is missing, too large or binary, or that holds something else than settings.
+    `what` names the file in messages. Raises RecipeError where it is missing, too large, binary, or no settings.
     """
     try:
         with open(path, "rb") as file:
             data = file.read(LARGEST + 1)
-    except (OSError, ValueError) as error:  # ValueError: a path that none can be
+    except (OSError, ValueError) as error:  # ValueError: an impossible path
         reason = error.strerror if isinstance(error, OSError) else error
         raise RecipeError(f"{what} {path} cannot be read: {reason}") from error
     if len(data) > LARGEST:
@@ -99,7 +95,7 @@ def read(path: str | Path, what: str = "recipe") -> dict[str, Any]:
 
 
 def parse(text: str | bytes, where: str) -> Any:
-    """The value of a YAML text. Raises RecipeError, with `where` in front, for one that is malformed."""
+    """The value of a YAML text. Raises RecipeError, beginning with `where`, where it is malformed."""
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
@@ -112,12 +108,12 @@ def parse(text: str | bytes, where: str) -> Any:
 
 
 def override(word: str, example: str) -> tuple[str, Any]:
-    """Key and value of a `key=value` word, whose value is YAML.
+    """Key and value of `key=value`, whose value is YAML.
 
     >>> override("budget=500", "seed=2")
     ('budget', 500)
 
-    Raises RecipeError for a word of another form.
+    Raises RecipeError, which quotes `example`, for another form.
     """
     key, equals, text = word.partition("=")
     if not equals or not key:

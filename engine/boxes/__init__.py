@@ -1,19 +1,17 @@
-"""Box URIs: `scheme:rest?option=value` -> an open box. Schemes are a table of strings, resolved when first used.
-
-Knows nothing of what is behind a scheme, except whether it computes with torch in this process.
-"""
+"""Box URIs: `scheme:rest?option=value` -> an open box. Schemes are a table of strings, resolved when first used."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pkgutil import resolve_name
 
 import numpy as np
 from scipy.special import log_softmax
 
-from engine import parsing
 from engine.boxes.degraded import OPTIONS, open_imperfect, take_options
 from engine.errors import RecipeError, TaskError, nearest, shown
+from engine.parsing import parse_uri
 from engine.protocols import GIVES, BlackBox, Outputs
 from engine.threads import limited
 
@@ -24,7 +22,7 @@ SCHEMES: dict[str, str] = {
     "mini": "miniature:open_box",
     "toy": "engine.boxes.toy:open_box",
 }
-"""scheme -> `module:function`, called as `f(rest, *, uri, classes, template, gives, device, options)`."""
+"""scheme -> `module:function`, called with a `BoxRequest`, returns a `BlackBox`."""
 
 FORMS: dict[str, str] = {
     "mini:NAME": "a toy model that comes with Keyhole",
@@ -33,28 +31,43 @@ FORMS: dict[str, str] = {
     "local-dir:PATH": "an open_clip model in a folder: open_clip_config.json and weights",
     "toy:": "no model, a few matrices that answer at once: to try Keyhole itself",
 }
-"""How each scheme is written, and what it is for."""
+"""How each scheme is written, and what it opens."""
 
 WITHOUT_TORCH = frozenset({"toy"})
-"""Schemes whose boxes do not compute with torch, which is then not imported."""
+"""Schemes whose boxes do not compute with torch: it is not imported for them."""
 
 _RICHEST_FIRST = ("features", "scores", "topk", "labels")
 _TOP = 5
 
 
-def parse_uri(uri: str) -> tuple[str, str, dict[str, str]]:
-    """Split a box URI into scheme, rest and options.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoxRequest:
+    """What a scheme's opener receives: the URI in parts, the task's words, and the device."""
 
-    >>> parse_uri("open_clip:ViT-B-16,openai?gives=scores&seed=3")
-    ('open_clip', 'ViT-B-16,openai', {'gives': 'scores', 'seed': '3'})
+    uri: str
+    """As the user wrote it, for messages and for `BoxSpec.uri`."""
+    rest: str = ""
+    """What stands between the scheme and the options."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """The scheme's own options; those that every box knows have been taken out."""
+    classes: tuple[str, ...]
+    """C class names."""
+    template: str
+    """A sentence with one `{}` for the class name."""
+    gives: frozenset[str] | None = None
+    """What the box may give; None: all that it can."""
+    device: str = "cpu"
+    """Where a local model computes, in torch's words."""
 
-    Raises:
-        RecipeError: There is no scheme, or an option is malformed, empty or given twice.
-    """
-    scheme, rest, options = parsing.parse_uri(uri, "box")
-    if ":" not in uri or not scheme:
-        raise RecipeError(f"box {uri!r}: a box is named scheme:name, with a scheme of {', '.join(SCHEMES)}")
-    return scheme, rest, options
+    def allow(self, *known: str) -> None:
+        """Raises RecipeError where the options have a name that is not among `known`."""
+        allowed = [*known, "gives", *OPTIONS]
+        for name in self.options:
+            if name not in known:
+                raise RecipeError(
+                    f"box {self.uri!r}: no option {name!r}{nearest(name, allowed)}; "
+                    f"its options are {', '.join(allowed)}"
+                )
 
 
 def open_box(
@@ -63,48 +76,48 @@ def open_box(
     """Open a frozen model for one task's classes and template.
 
     Args:
-        uri: `scheme:rest?option=value&...`. `gives=scores` (comma separated) narrows what the box gives, `noise`,
-            `round`, `topk` and `jpeg` make it worse; other options are the scheme's own.
+        uri: `scheme:rest?option=value&...`. `gives=scores` (comma separated) narrows what the box gives; `noise`,
+            `round`, `topk` and `jpeg` degrade it (degraded.py); other options are the scheme's own.
         classes: The task's class names, all different.
         template: A sentence with one `{}` for the class name.
         device: Where a local model computes, in torch's words.
-        threads: Threads that may be used while it is opened; None leaves them alone.
+        threads: Threads for opening it; None leaves them alone.
 
     Raises:
         RecipeError: The URI or one of its options is unknown or malformed.
         TaskError: The classes or the template cannot be used.
         BoxError: The weights could not be fetched.
     """
-    scheme, rest, options = parse_uri(uri)
-    if scheme not in SCHEMES:
+    scheme, rest, options = parse_uri(uri, "box")
+    if ":" not in uri or scheme not in SCHEMES:
         raise RecipeError(
-            f"box {uri!r}: no scheme {scheme!r}{nearest(scheme, SCHEMES)}; it is one of {', '.join(SCHEMES)}"
+            f"box {uri!r}: no scheme {scheme!r}{nearest(scheme, SCHEMES)}; a box is named scheme:name, with a scheme "
+            f"of {', '.join(SCHEMES)}"
         )
-    classes = tuple(classes)
     if not classes or len(set(classes)) != len(classes) or not all(name.strip() for name in classes):
         raise TaskError(f"classes {list(classes)[:8]}: at least one, none empty, all different; rename them")
     if template.count("{}") != 1:
         raise TaskError(f"template {template!r}: it needs exactly one {{}} for the class name")
     gives = _narrowed(uri, options.pop("gives", None))
     wrong = take_options(uri, options)
-    module, _, function = SCHEMES[scheme].partition(":")
     if scheme not in WITHOUT_TORCH:
         import torch
 
-        # cuDNN's default is TF32, whose error is larger than what a probe changes.
+        # cuDNN defaults to TF32, whose error is larger than the effect of a probe.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     _check_device(device, torch=scheme not in WITHOUT_TORCH)
-    opener = getattr(importlib.import_module(module), function)
+    opener = resolve_name(SCHEMES[scheme])
+    request = BoxRequest(uri=uri, rest=rest, options=options, classes=tuple(classes), template=template, device=device)
 
     def opened(gives: frozenset[str] | None) -> BlackBox:
-        return opener(rest, uri=uri, classes=classes, template=template, gives=gives, device=device, options=options)
+        return opener(replace(request, gives=gives))
 
     with limited(threads):
         return opened(gives) if wrong is None else open_imperfect(uri, wrong, gives, opened)
 
 
 def _check_device(device: str, *, torch: bool) -> None:
-    """Raise RecipeError, with the devices that there are, where this is none of them."""
+    """Raise RecipeError, naming the devices of this process, where `device` is none of them."""
     there = ["cpu"]
     if torch:
         from torch import cuda
@@ -116,7 +129,7 @@ def _check_device(device: str, *, torch: bool) -> None:
 
 
 def _narrowed(uri: str, value: str | None) -> frozenset[str] | None:
-    """The set in `gives=`, None where it is not said."""
+    """The set in `gives=`; None where the option is missing."""
     if value is None:
         return None
     kinds = value.split(",")
@@ -126,18 +139,8 @@ def _narrowed(uri: str, value: str | None) -> frozenset[str] | None:
     return frozenset(kinds)
 
 
-def refuse_unknown(uri: str, options: Mapping[str, str], known: Collection[str]) -> None:
-    """For openers: raise RecipeError where `options` has one that this scheme does not know."""
-    all_known = [*known, "gives", *OPTIONS]
-    for name in options:
-        if name not in known:
-            raise RecipeError(
-                f"box {uri!r}: no option {name!r}{nearest(name, all_known)}; its options are {', '.join(all_known)}"
-            )
-
-
 def keep_only(features: Outputs, gives: frozenset[str]) -> Outputs:
-    """Reduce an answer in features to the richest kind that the box gives, exactly one.
+    """Reduce an answer in features to the richest of the kinds that the box gives.
 
     Args:
         features: `text` (P or 1, C, E) and `image` (P or 1, B, E), as `Outputs` has them.

@@ -1,7 +1,6 @@
-"""A wrapper that makes any box worse, as services are: `?noise=0.1&round=2&topk=5&jpeg=60`.
+"""A wrapper that degrades any box as real services do: `?noise=0.1&round=2&topk=5&jpeg=60`.
 
-Noise is a function of the prompt and the image, so the same question gets the same answer on any worker.
-Knows nothing of what is inside the box it wraps.
+Noise is a function of the prompt and the image, so the same request has the same answer on every worker.
 """
 
 from __future__ import annotations
@@ -24,25 +23,25 @@ OPTIONS = ("noise", "round", "topk", "jpeg")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Imperfections:
-    """What is wrong with a box, in the order in which it goes wrong."""
+    """How a box is degraded, in the order in which it is applied."""
 
     jpeg: int | None = None
-    """Quality, 1 to 95, at which images are compressed on their way in, before any pixel prompt is added."""
+    """JPEG quality of incoming images, 1 to 95, before any pixel prompt is added."""
     noise: float | None = None
-    """Standard deviation of what is added to log-probabilities."""
+    """Standard deviation of the Gaussian noise on log-probabilities."""
     round: int | None = None
-    """Decimals to which probabilities are rounded; what rounds to 0 counts as half of the last decimal."""
+    """Decimals to which probabilities are rounded; those that round to 0 become half of the last decimal."""
     topk: int | None = None
-    """Only the best k classes are told, with their log-probabilities."""
+    """Only the best k classes are given, with their log-probabilities."""
 
     @property
     def blurs_scores(self) -> bool:
-        """Whether features cannot pass: they would tell what the scores hide."""
+        """Whether scores change, so that features cannot be given: they would reveal the original scores."""
         return not (self.noise is None and self.round is None and self.topk is None)
 
 
 def take_options(uri: str, options: dict[str, str]) -> Imperfections | None:
-    """Take these options out of a box's; None where there are none. Raises RecipeError for a value out of range."""
+    """Take the `OPTIONS` out of a box's options; None where it has none. Raises RecipeError for one out of range."""
     ranges = {"noise": (0.0, 100.0), "round": (1, 12), "topk": (1, 1000), "jpeg": (1, 95)}
     found: dict[str, float | int] = {}
     for name in OPTIONS:
@@ -66,13 +65,15 @@ def open_imperfect(
     gives: frozenset[str] | None,
     open_inner: Callable[[frozenset[str] | None], BlackBox],
 ) -> BlackBox:
-    """Open the box inside and wrap it.
+    """Open the inner box and wrap it.
 
     Args:
-        gives: what the wrapped box is narrowed to; None: all that its imperfections leave.
-        open_inner: opens the box for what it should give.
+        uri: The box, for messages.
+        wrong: How it is degraded.
+        gives: What the wrapped box is narrowed to; None: all that its imperfections leave.
+        open_inner: Opens the inner box, given what that should give.
 
-    Raises RecipeError where `gives` asks for what its imperfections take away.
+    Raises RecipeError where `gives` asks for what the imperfections remove, or they have no effect on this box.
     """
     left = {"labels", "topk"} if wrong.topk is not None else {"labels", "topk", "scores"}
     if not wrong.blurs_scores:
@@ -92,9 +93,9 @@ class ImperfectBox:
     """A `BlackBox` around another.
 
     Args:
-        inner: the box as it is.
-        wrong: what is wrong with it.
-        gives: what is left of what it gives; None: all.
+        inner: The original box.
+        wrong: How it is degraded.
+        gives: What the wrapper gives; None: all that the inner box gives.
     """
 
     def __init__(self, inner: BlackBox, wrong: Imperfections, gives: frozenset[str] | None = None) -> None:
@@ -107,13 +108,13 @@ class ImperfectBox:
         )
 
     def stage(self, source: ImageSource) -> tuple[Staged, int]:
-        """The images as they arrive."""
+        """Stage the images, compressed where `jpeg` is set. Raises TaskError as the inner box does."""
         if self.wrong.jpeg is not None:
             source = Compressed(source, self.wrong.jpeg)
         return self.inner.stage(source), len(source)
 
     def answer(self, prompts: Prompts, staged: tuple[Staged, int], rows: Array) -> Outputs:
-        """The inner box's answer, made worse."""
+        """The inner box's answer, degraded. Raises what the inner box raises."""
         images, count = staged
         outputs = self.inner.answer(prompts, images, rows)
         if not self.wrong.blurs_scores:
@@ -144,7 +145,7 @@ class ImperfectBox:
 
 @dataclass(frozen=True, slots=True)
 class Compressed:
-    """An `ImageSource` whose images went through JPEG."""
+    """An `ImageSource` whose images are compressed by JPEG."""
 
     source: ImageSource
     quality: int
@@ -153,7 +154,7 @@ class Compressed:
         return len(self.source)
 
     def read(self, rows: Sequence[int]) -> list[Array]:
-        """uint8 RGB arrays of these rows."""
+        """uint8 RGB `(h, w, 3)` of these rows, after compression."""
         return [self._compressed(image) for image in self.source.read(rows)]
 
     def _compressed(self, image: Array) -> Array:
@@ -163,7 +164,7 @@ class Compressed:
 
 
 def _keys(prompts: Prompts) -> list[int]:
-    """A number for each candidate, from all that it consists of."""
+    """A seed for each candidate: a hash of its decoded prompt."""
     parts = [array for array in (prompts.context, prompts.pixels) if array is not None]
     keys = []
     for p in range(len(prompts)):

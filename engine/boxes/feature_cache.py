@@ -1,15 +1,13 @@
 """Image features on disk, shared by all trials and workers of a machine: an image is encoded once.
 
-An entry holds the features of one block of images, the blocks that staging encodes anyway. The bits of a feature may
-depend on what stands beside it in a batch, so a block and not an image is what can be kept without changing a number:
-the same block gives the same bits, from the disk or from the model. Entries are named by a hash of all that the bits
-depend on (weights, preprocessing, device, builds, this code, the bits of a canary) and of the images' content. They
-are written under another name and renamed, read with a checksum, and whatever cannot be read is encoded anew.
+An entry holds the features of one block of images, as staging encodes them. The bits of a feature may depend on the
+rest of its batch, so blocks and not single images are cached: the same block has the same bits from disk and from the
+model. Entries are named by a hash of all that determines the bits (weights, preprocessing, device, builds, this code, a
+canary's bits) and of the images' content. They are written under a temporary name and renamed, and read with a
+checksum; damaged ones are encoded again.
 
-Where: the folder named by KEYHOLE_CACHE (`off`: nowhere), else the platform's folder for caches. At most
-`LIMIT_BYTES`, the entries used longest ago going first. `rm -r` is safe at any time.
-
-Knows nothing of models, of how features are computed, or of ledgers.
+The folder is the one named by KEYHOLE_CACHE (`off`: none), else in the platform's cache folder. It holds at most
+`LIMIT_BYTES`; the least recently used entries are removed first. It may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ import numpy as np
 from engine.protocols import Array
 
 LIMIT_BYTES = 2 * 2**30
-"""Of all entries together; a million images' features of 512 numbers."""
+"""For all entries together: features of a million images with 512 numbers each."""
 VARIABLE = "KEYHOLE_CACHE"
 _CHECKSUM = hashlib.sha256().digest_size
 
@@ -40,15 +38,13 @@ logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path | None:
-    """Where features are kept; None where KEYHOLE_CACHE=off."""
+    """The folder of the cache; None where KEYHOLE_CACHE=off."""
     named = os.environ.get(VARIABLE, "")
     if named == "off":
         return None
     if named:
         return Path(named).expanduser() / "features"
-    if sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
+    if sys.platform == "darwin":
         root = Path.home() / "Library" / "Caches"
     else:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -56,16 +52,16 @@ def cache_folder() -> Path | None:
 
 
 def cache_bytes(folder: Path) -> int:
-    """Bytes of all entries."""
+    """Size of all entries, in bytes."""
     return sum(size for _, size, _ in _entries(folder))
 
 
 class FeatureCache:
-    """Features by block, for one model as it computes here.
+    """Features by block, for one model on this machine.
 
     Args:
-        folder: Where entries lie; made when the first is written.
-        about: All that the bits of a feature depend on besides the images, as plain JSON values.
+        folder: The folder of the entries; made when the first is written.
+        about: What determines a feature's bits besides the images and the `environment`, as plain JSON values.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
@@ -74,15 +70,15 @@ class FeatureCache:
         self._writable = True
 
     def may_hold(self, first: str) -> bool:
-        """Whether there is, or was, an entry of a block that begins with this image."""
+        """Whether there may be an entry of a block that begins with the image of this digest."""
         return self._path([first]).parent.is_dir()
 
     def load(self, contents: Sequence[str]) -> Array | None:
-        """`(n, E)` float32 of a block of images, by what tells them apart; None where there is no sound entry."""
+        """`(n, E)` float32 features of a block of images, by their digests; None where no sound entry exists."""
         path = self._path(contents)
         try:
             data = path.read_bytes()
-            os.utime(path)  # used now: what `trim` removes last
+            os.utime(path)  # the time of last use, for `trim`
         except OSError:
             return None
         if hashlib.sha256(data[_CHECKSUM:]).digest() != data[:_CHECKSUM]:
@@ -92,13 +88,13 @@ class FeatureCache:
         return features if len(features) == len(contents) else None
 
     def save(self, contents: Sequence[str], features: Array) -> None:
-        """Keep a block's features. A folder that cannot be written is said once, and is no error."""
+        """Write the `(n, E)` features of a block, by the images' digests. A failure to write is logged once."""
         if not self._writable:
             return
         buffer = io.BytesIO()
         np.save(buffer, np.ascontiguousarray(features, np.float32), allow_pickle=False)
         data, path = buffer.getvalue(), self._path(contents)
-        fresh = path.with_name(f".{uuid.uuid4().hex}")  # a name of its own: several workers may write one entry
+        fresh = path.with_name(f".{uuid.uuid4().hex}")  # unique: several workers may write the same entry
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh.write_bytes(hashlib.sha256(data).digest() + data)
@@ -113,7 +109,7 @@ class FeatureCache:
                 fresh.unlink()
 
     def trim(self) -> None:
-        """Remove the entries used longest ago, down to four fifths of the limit, where there is more than that."""
+        """Where the cache exceeds its limit, remove the least recently used entries down to four fifths of it."""
         entries = sorted(_entries(self.folder))
         left = sum(size for _, size, _ in entries)
         if left <= LIMIT_BYTES:
@@ -121,12 +117,12 @@ class FeatureCache:
         for _, size, path in entries:
             if left <= 0.8 * LIMIT_BYTES:
                 return
-            with suppress(OSError):  # another process may have been quicker
+            with suppress(OSError):  # another process may have removed it
                 path.unlink()
             left -= size
 
     def _path(self, contents: Sequence[str]) -> Path:
-        # A folder for all blocks that begin with one image: `may_hold` looks for it.
+        # One folder for all blocks that begin with an image, for `may_hold`.
         first, whole = (
             hashlib.sha256("\n".join([self._about, *some]).encode()).hexdigest() for some in (contents[:1], contents)
         )
@@ -134,7 +130,7 @@ class FeatureCache:
 
 
 def environment() -> dict[str, Any]:
-    """What in this process the bits of a feature depend on: builds, processor, threads, and this code itself."""
+    """What determines a feature's bits in this process: builds, processor, threads and the code, as JSON values."""
     import open_clip
     import PIL
     import torch
@@ -157,7 +153,7 @@ def environment() -> dict[str, Any]:
 
 
 def _entries(folder: Path) -> list[tuple[float, int, Path]]:
-    """Time of last use, size and path of each entry; of those that vanish meanwhile, none."""
+    """Time of last use, size and path of each entry that still exists."""
     found = []
     for path in folder.glob("*/*"):
         try:

@@ -1,23 +1,22 @@
-"""A box of a few NumPy matrices, for documentation and tests: it opens in milliseconds and tuning really helps.
+"""A box of a few NumPy matrices, for documentation and tests: it opens in milliseconds, and tuning it helps.
 
-Its text tower is a fixed random two-layer network that mixes the context with a code of the class name; its image
-tower averages an image to 8 x 8 pixels and projects them. `toy_task` draws images around the class features that the
-network has at a context some way from the template's: there lies the optimum, which a search has to find.
+Its text tower is a fixed random two-layer network of the context and a code of the class name; its image tower resizes
+an image to 8 x 8 pixels and projects them. `toy_task` draws images around the class features at a context some distance
+from the template's: this is the optimum that a search has to find.
 
 Letters in shapes: as in engine.protocols; M = 4, W = 8, E = 16, H = 8.
-Knows nothing of torch or of any real model.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from engine.boxes import keep_only, refuse_unknown
+from engine.boxes import BoxRequest, keep_only
 from engine.errors import RecipeError, RefusedError
 from engine.images import one_by_one
 from engine.preprocessing import Preprocess
@@ -28,7 +27,7 @@ TOKENS, WIDTH, JOINT, SIDE, HIDDEN = 4, 8, 16, 8, 64
 SIGMA = 0.5
 SCALE = 10.0
 DISTANCE = 1.5
-"""How far the optimum lies from the template, in units of theta (root mean square)."""
+"""Distance of the optimum from the template, in units of theta (root mean square)."""
 CLASSES = ("circle", "square", "triangle", "star", "cross")
 TEMPLATE = "a drawing of a {}."
 
@@ -50,7 +49,7 @@ class _Network:
 
     @cached_property
     def pixels(self) -> Array:
-        """`(3 * H * H, E)` with orthonormal columns: the image tower and, transposed, the painter of `ToyImages`."""
+        """`(3 * H * H, E)` with orthonormal columns: the image tower; its transpose paints `ToyImages`."""
         return np.linalg.qr(rng(0, 2, Purpose.WEIGHTS).normal(size=(3 * SIDE * SIDE, JOINT)))[0]
 
     @cached_property
@@ -60,7 +59,7 @@ class _Network:
 
     @cached_property
     def optimum(self) -> Array:
-        """`(M, W)`: the context whose class features the toy task's images are drawn around."""
+        """`(M, W)`: the toy task's images are drawn around the class features of this context."""
         return self.template + DISTANCE * SIGMA * rng(0, 4, Purpose.WEIGHTS).normal(size=(TOKENS, WIDTH))
 
     @cached_property
@@ -78,7 +77,7 @@ class _Network:
 
     def _text_of(self, context: Array, codes: Array) -> Array:
         """`(M, W)` before these names."""
-        # Other lengths than the template's see its weights again and again, their ends aligned, and count as much.
+        # For other lengths than the template's, the weights repeat with their ends aligned and are scaled to match.
         count = len(context)
         into = self.into[: TOKENS * WIDTH].reshape(TOKENS, WIDTH, -1)[np.arange(-count, 0) % TOKENS]
         # einsum and not BLAS: the bits must not depend on P or on threads.
@@ -133,7 +132,7 @@ class ToyBox:
         return _NETWORK.image(pixels)
 
     def answer(self, prompts: Prompts, staged: Array, rows: Array) -> Outputs:
-        """The richest kind that the box gives.
+        """The richest kind that the box gives, for P candidates on these rows.
 
         Raises:
             RefusedError: The prompt is not a text context.
@@ -161,7 +160,7 @@ class ToyBox:
 
 @dataclass(frozen=True, slots=True)
 class ToyImages:
-    """Synthetic images, drawn anew from (seed, row) whenever they are read: an `ImageSource`."""
+    """An `ImageSource` of synthetic images, drawn from (seed, row) whenever they are read."""
 
     labels: tuple[int, ...]
     """The class of each image, an index into `CLASSES`."""
@@ -183,13 +182,9 @@ class ToyImages:
 
 
 def toy_task(*, seed: int = 1, train: int = 16, val: int = 4, test: int = 100) -> Task:
-    """Five classes of synthetic images, on which the template does badly and a tuned context does well.
+    """Five classes of synthetic images on which the template does badly and a tuned context well.
 
-    Args:
-        seed: Of the images.
-        train: Training images a class.
-        val: Validation images a class.
-        test: Test images a class.
+    `seed` draws the images; `train`, `val` and `test` are images per class.
     """
     splits = []
     for number, shots in enumerate((train, val, test)):
@@ -198,21 +193,12 @@ def toy_task(*, seed: int = 1, train: int = 16, val: int = 4, test: int = 100) -
     return Task(uri="toy:", classes=CLASSES, template=TEMPLATE, train=splits[0], val=splits[1], test=splits[2])
 
 
-def open_box(
-    rest: str,
-    *,
-    uri: str,
-    classes: tuple[str, ...],
-    template: str,
-    gives: frozenset[str] | None,
-    device: str,
-    options: Mapping[str, str],
-) -> ToyBox:
-    """`toy:`. It computes on the CPU whatever `device` says."""
-    if rest:
-        raise RecipeError(f"box {uri!r}: there is one toy box, named toy:")
-    refuse_unknown(uri, options, ())
-    return ToyBox(uri=uri, classes=classes, template=template, gives=gives)
+def open_box(request: BoxRequest) -> ToyBox:
+    """Open `toy:`, which computes on the CPU whatever the device. Raises RecipeError for a name or an option."""
+    if request.rest:
+        raise RecipeError(f"box {request.uri!r}: there is one toy box, named toy:")
+    request.allow()
+    return ToyBox(uri=request.uri, classes=request.classes, template=request.template, gives=request.gives)
 
 
 def _code(name: str) -> Array:

@@ -11,10 +11,12 @@ Letters: n rows, C classes, E joint embedding width. Features are L2-normalised 
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pkgutil import resolve_name
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from scipy.special import log_softmax
@@ -29,7 +31,7 @@ Examples = tuple[Array, Array]
 
 HEADS: dict[str, str] = {
     "linear": "engine.heads.linear:LinearHead.fit",
-    "linear-anchored": "engine.heads.linear:fit_anchored",
+    "linear-anchored": "engine.heads.linear:fit_linear",
     "gda": "engine.heads.gda:fit_gda",
     "tip": "engine.heads.tip:CacheHead.fit",
     "clip-adapter": "engine.heads.clip_adapter:AdapterHead.fit",
@@ -39,8 +41,9 @@ HEADS: dict[str, str] = {
 }
 """NAME of `head:NAME` -> "module:function" that fits it, imported when first used.
 
-Each takes what `fit` takes after the name. "module:Class.fit" brings a class of its own, whose `kind` is NAME; a plain
-function fits another's class. A name that begins with `score-` is of a head on scores `(n, C)`, the others on features.
+Each takes the arguments of `fit` after the name, in order. "module:Class.fit" registers a class of its own, whose
+`kind` is NAME; a plain function fits another room's class. Heads named `score-...` read scores `(n, C)`, the others
+features.
 """
 
 ABOUT: dict[str, str] = {
@@ -59,7 +62,8 @@ MIXTURE = {"templates": "engine.heads.template_mixture:MixtureHead"}
 """The kind of head that no `head:NAME` fits."""
 
 
-class Head(Protocol):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Head(ABC):
     """A trained head: a frozen dataclass whose fields are arrays and numbers."""
 
     kind: ClassVar[str]
@@ -67,23 +71,22 @@ class Head(Protocol):
     shapes: ClassVar[Mapping[str, str]]
     """Axes of its arrays, a letter each; its other fields are numbers."""
 
-    @property
-    def width(self) -> int:
-        """Numbers that it reads of an image: E, or C for a head on scores."""
-        ...
+    val_loss: float = math.nan
+    """Cross-entropy on the validation rows, nats."""
 
-    @property
-    def val_loss(self) -> float:
-        """Cross-entropy on the validation rows, nats."""
-        ...
-
+    @abstractmethod
     def scores(self, features: Array) -> Array:
         """`(n, E)` features, or `(n, C)` scores for a head on scores -> `(n, C)` float32 logits."""
-        ...
+
+    @property
+    def width(self) -> int:
+        """Numbers that it reads per image: E, or C for a head on scores."""
+        name, axes = next(iter(self.shapes.items()))
+        return getattr(self, name).shape[axes.index("E" if "E" in axes else "C")]
 
     def state_dict(self) -> dict[str, Array]:
-        """NumPy arrays that `restore` makes the same head of."""
-        ...
+        """NumPy arrays from which `restore` makes the same head."""
+        return {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
 
 
 Kind = TypeVar("Kind", bound=Head)
@@ -206,15 +209,9 @@ def applied(name: str, head: Head, outputs: Outputs) -> Outputs | None:
 
 def validated(head: Kind, val: Examples) -> Kind:
     """The head with its `val_loss`."""
-    made: Any = head
-    return replace(made, val_loss=float(cross_entropy(Outputs(scores=head.scores(val[0])[None]), val[1])[0]))
+    return replace(head, val_loss=float(cross_entropy(Outputs(scores=head.scores(val[0])[None]), val[1])[0]))
 
 
 def by_val_loss(head: Head) -> float:
     """The key by which the best of several heads is chosen."""
     return head.val_loss
-
-
-def arrays_of(head: Any) -> dict[str, Array]:
-    """The fields of a head as arrays: its `state_dict`."""
-    return {field.name: np.asarray(getattr(head, field.name)) for field in fields(head)}

@@ -5,7 +5,6 @@ Source: Gao et al. 2021, arXiv 2110.04544. Letters: as in `engine.heads`; K hidd
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,18 +13,18 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from engine.heads import Examples, arrays_of, by_val_loss, validated
+from engine.heads import Examples, Head, by_val_loss, validated
 from engine.protocols import Array
 from engine.random_streams import Purpose, rng
 
 RATIOS = (0.2, 0.4, 0.6, 0.8)
 STEPS, LOOKS, RATE = 200, 20, 1e-2
-"""Steps of Adam for each ratio, at how many of them validation looks, and the first step's size."""
+"""Adam steps for each ratio, how many of them are validated, and the initial learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class AdapterHead:
-    """Image features pass a bottleneck, blended with themselves, before they meet the text features."""
+class AdapterHead(Head):
+    """Image features pass through a bottleneck and are blended with themselves before they meet the text features."""
 
     kind: ClassVar[str] = "clip-adapter"
     shapes: ClassVar[Mapping[str, str]] = {"text": "CE", "down": "EK", "up": "KE"}
@@ -39,7 +38,6 @@ class AdapterHead:
     scale: float
     ratio: float
     """Share of the adapted features, in [0, 1]; 0 is zero-shot."""
-    val_loss: float = math.nan
 
     @classmethod
     def fit(cls, train: Examples, val: Examples, text: Array, scale: float, seed: int) -> AdapterHead:
@@ -48,12 +46,7 @@ class AdapterHead:
         Ratio and stopping step are chosen on validation among `RATIOS` x `LOOKS`, zero-shot (ratio 0) included. The
         paper trains by SGD on augmented mini-batches, with ratio 0.2.
 
-        Args:
-            train: Features `(n, E)` and labels `(n,)`.
-            val: The same of the validation rows.
-            text: `(C, E)` text features.
-            scale: What a cosine is multiplied by to make a logit.
-            seed: Of the initial weights.
+        Arguments are those of `engine.heads.fit`; `seed` draws the initial weights.
         """
         width = train[0].shape[1]
         hidden = max(width // 4, 1)
@@ -83,16 +76,9 @@ class AdapterHead:
                     best = min(best, look([layer.detach().numpy() for layer in layers], ratio), key=by_val_loss)
         return best
 
-    @property
-    def width(self) -> int:
-        return self.text.shape[1]
-
     def scores(self, features: Array) -> Array:
-        # Eqs. 5 and 8.
+        """Eqs. 5 and 8: `(n, E)` -> `(n, C)`."""
         adapted = np.maximum(np.maximum(features @ self.down, 0) @ self.up, 0)
         mixed = self.ratio * adapted + (1 - self.ratio) * features
         mixed = mixed / np.linalg.norm(mixed, axis=-1, keepdims=True)
         return (self.scale * (mixed @ self.text.T)).astype(np.float32)
-
-    def state_dict(self) -> dict[str, Array]:
-        return arrays_of(self)

@@ -1,4 +1,4 @@
-"""`gda`: a Gaussian for each class with one shared covariance, in closed form, added to zero-shot.
+"""`gda`: one Gaussian per class with a shared covariance, in closed form, added to zero-shot.
 
 Source: Wang et al. 2024, arXiv 2402.04087. Letters: as in `engine.heads`.
 """
@@ -21,12 +21,8 @@ def fit_gda(train: Examples, val: Examples, text: Array | None, scale: float, se
     Eqs. 4-6: W_c = P mu_c, b_c = log(1 / C) - mu_c P mu_c / 2, with the empirical Bayes ridge precision
     P = E ((n - 1) S + tr(S) I)^-1 (Kubokawa and Srivastava 2008).
 
-    Args:
-        train: Features `(n, E)` and labels `(n,)`; every class occurs.
-        val: The same of the validation rows.
-        text: `(C, E)` text features; None: nothing is added to.
-        scale: What a cosine is multiplied by to make a logit.
-        seed: Not used.
+    Arguments are those of `engine.heads.fit`; every class must occur in `train`, nothing is added to where `text` is
+    None, and `seed` is not used.
     """
     features, labels = train[0].astype(np.float64), train[1]
     num_classes = len(text) if text is not None else int(labels.max()) + 1

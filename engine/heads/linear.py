@@ -5,7 +5,6 @@ Letters: as in `engine.heads`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,7 +13,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from engine.heads import Examples, arrays_of, by_val_loss, validated
+from engine.heads import Examples, Head, by_val_loss, validated
 from engine.protocols import Array
 
 STRENGTHS = tuple(float(10.0**half) for half in np.arange(-2.0, 4.5, 0.5))
@@ -26,7 +25,7 @@ SOLVER = {"maxcor": 60, "maxiter": 500, "maxfun": 1000, "ftol": 1e-12, "gtol": 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LinearHead:
+class LinearHead(Head):
     """`features @ weight.T + bias`: what `linear`, `gda` and `score-linear` come down to."""
 
     kind: ClassVar[str] = "linear"
@@ -38,7 +37,6 @@ class LinearHead:
     """`(C,)` float32."""
     chosen: float
     """The setting that validation chose: C of `linear`, the weight of the Gaussian part of `gda`."""
-    val_loss: float = math.nan
 
     @classmethod
     def of(cls, weight: Array, bias: Array, *, chosen: float) -> LinearHead:
@@ -47,23 +45,12 @@ class LinearHead:
 
     @classmethod
     def fit(cls, train: Examples, val: Examples, text: Array | None, scale: float, seed: int) -> LinearHead:
-        """Logistic regression on features alone: `text`, `scale` and `seed` are not used. See `fit_linear`."""
+        """`fit_linear` on features alone: `text`, `scale` and `seed` are not used."""
         return fit_linear(train, val)
 
-    @property
-    def width(self) -> int:
-        return self.weight.shape[1]
-
     def scores(self, features: Array) -> Array:
+        """`(n, E)` -> `(n, C)` logits."""
         return features @ self.weight.T + self.bias
-
-    def state_dict(self) -> dict[str, Array]:
-        return arrays_of(self)
-
-
-def fit_anchored(train: Examples, val: Examples, text: Array, scale: float, seed: int = 1) -> LinearHead:
-    """Logistic regression held near zero-shot; `seed` is not used. See `fit_linear`."""
-    return fit_linear(train, val, text, scale)
 
 
 def fit_linear(
@@ -71,6 +58,7 @@ def fit_linear(
     val: Examples,
     text: Array | None = None,
     scale: float = 100.0,
+    seed: int = 1,
     *,
     strengths: Sequence[float] = STRENGTHS,
 ) -> LinearHead:
@@ -86,9 +74,10 @@ def fit_linear(
 
     Args:
         train: Features `(n, E)` and labels `(n,)`; every class occurs.
-        val: The same of the validation rows.
+        val: The same for the validation rows.
         text: `(C, E)` text features, for the anchored variant.
-        scale: What a cosine is multiplied by to make a logit.
+        scale: Factor from a cosine to a logit.
+        seed: Not used.
         strengths: The grid of C, ascending.
     """
     features, labels = train[0].astype(np.float64), train[1]

@@ -10,7 +10,6 @@ Letters: n rows, C classes, K hidden units. Knows nothing of boxes and of how a 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.special import log_softmax
 
-from engine.heads import Examples, arrays_of, by_val_loss, validated
+from engine.heads import Examples, Head, by_val_loss, validated
 from engine.heads.linear import LinearHead, fit_linear
 from engine.protocols import Array
 from engine.random_streams import Purpose, rng
@@ -32,13 +31,13 @@ STEPS, LOOKS = 300, 20
 
 
 def log_probabilities(scores: Array) -> Array:
-    """`(..., C)` float64 log-softmax: scores are given up to a constant a row."""
+    """`(..., C)` float64 log-softmax, as scores are known up to a constant per row."""
     return log_softmax(scores.astype(np.float64), axis=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """The shape and the training of the network; its parameters are one flat vector."""
+    """Shape and training of the network; its parameters are one flat vector `(p,)`."""
 
     classes: int
     hidden: int = HIDDEN
@@ -46,12 +45,12 @@ class Adapter:
     weight: float = 1.0
 
     def begin(self, seed: int) -> Array:
-        """`(p,)` initial parameters, under which the answer is the box's own."""
+        """`(p,)` initial parameters, which leave the box's answer as it is."""
         into = rng(seed, 0, Purpose.HEAD).normal(size=(self.classes, self.hidden)) / np.sqrt(self.classes)
         return np.concatenate([into.ravel(), np.zeros(self.hidden + self.hidden * self.classes + self.classes)])
 
     def memory(self, parameters: Array) -> State:
-        """Adam's."""
+        """The state of Adam before its first step."""
         return Adam().init(parameters)
 
     def refine(self, parameters: Array, x: Array) -> Array:
@@ -60,7 +59,7 @@ class Adapter:
         return x + np.maximum(x @ into + bias, 0) @ out + offset
 
     def step(self, parameters: Array, memory: State, x: Array, labels: Array) -> tuple[Array, State]:
-        """One step of Adam on all rows: `(n, C)` log-probabilities and `(n,)` labels."""
+        """Parameters and optimiser state after an Adam step on `(n, C)` log-probabilities and `(n,)` labels."""
         into, bias, out, _ = self.split(parameters)
         hidden = x @ into + bias
         active = np.maximum(hidden, 0)
@@ -77,7 +76,7 @@ class Adapter:
         return parameters - self.rate * change, memory
 
     def loss(self, parameters: Array, x: Array, labels: Array) -> float:
-        """Cross-entropy plus weight times KL, of `(n, C)` log-probabilities."""
+        """Cross-entropy plus weight times KL on `(n, C)` log-probabilities and `(n,)` labels, nats."""
         log_q = log_probabilities(self.refine(parameters, x))
         kept = (np.exp(log_q) * (log_q - x)).sum(-1)
         return float((self.weight * kept - log_q[np.arange(len(x)), labels]).mean())
@@ -90,7 +89,7 @@ class Adapter:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ScoreAdapterHead:
+class ScoreAdapterHead(Head):
     """The trained network, applied to a box's scores."""
 
     kind: ClassVar[str] = "score-adapter"
@@ -106,7 +105,6 @@ class ScoreAdapterHead:
     """`(C,)` float32."""
     weight: float
     """Of the KL term, chosen on validation."""
-    val_loss: float = math.nan
 
     @classmethod
     def fit(
@@ -114,12 +112,8 @@ class ScoreAdapterHead:
     ) -> ScoreAdapterHead:
         """The adapter on fixed scores: full-batch Adam, its KL weight and stopping step chosen on validation.
 
-        Args:
-            train: Scores `(n, C)` and labels `(n,)`.
-            val: The same of the validation rows.
-            text: Not used.
-            scale: Not used.
-            seed: Of the initial weights.
+        `train` and `val` are scores `(n, C)` and labels `(n,)`; `text` and `scale` are not used; `seed` draws the
+        initial weights.
         """
         x, labels = log_probabilities(train[0]), train[1]
 
@@ -138,17 +132,10 @@ class ScoreAdapterHead:
                     best = min(best, look(network, parameters), key=by_val_loss)
         return best
 
-    @property
-    def width(self) -> int:
-        return len(self.into)
-
     def scores(self, features: Array) -> Array:
         """`(n, C)` scores of the box -> `(n, C)` float32 logits."""
         x = log_probabilities(features)
         return (x + np.maximum(x @ self.into + self.bias, 0) @ self.out + self.offset).astype(np.float32)
-
-    def state_dict(self) -> dict[str, Array]:
-        return arrays_of(self)
 
 
 def fit_score_linear(
@@ -156,13 +143,8 @@ def fit_score_linear(
 ) -> LinearHead:
     """The zero-shot-anchored linear head: log-probabilities are its features and their own anchor.
 
-    Args:
-        train: Scores `(n, C)` and labels `(n,)`.
-        val: The same of the validation rows.
-        text: Not used.
-        scale: Not used.
-        seed: Not used.
+    `train` and `val` are scores `(n, C)` and labels `(n,)`; the other arguments are not used.
     """
-    # As they are given to `scores`: `inputs` makes log-probabilities, which do not depend on a row's constant.
+    # `inputs` gives `scores` log-probabilities too: they do not depend on a row's constant.
     own, other = ((log_probabilities(scores).astype(np.float32), labels) for scores, labels in (train, val))
     return fit_linear(own, other, np.eye(own[0].shape[1], dtype=np.float32), 1.0)

@@ -1,15 +1,14 @@
 """A classifier mixed from several templates: convex weights over their cached text features, found without a query.
 
 The logits  scale * image . sum_t w_t text_t  are linear in the weights, so cross-entropy over the simplex is a convex
-problem. Weights start equal (the ensemble of templates) and move by exponentiated gradients (Kivinen and Warmuth 1997);
-where they stop on that way is chosen on validation, the ensemble and the task's own template included.
+problem. Weights start equal (the ensemble of templates) and follow exponentiated gradients (Kivinen and Warmuth 1997).
+Validation chooses where they stop, the ensemble and the task's own template included.
 
 Letters: T templates, C classes, E joint width, n rows. Knows nothing of words and of boxes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,18 +16,18 @@ from typing import ClassVar
 import numpy as np
 from scipy.special import log_softmax
 
-from engine.heads import Examples, arrays_of, by_val_loss, validated
+from engine.heads import Examples, Head, by_val_loss, validated
 from engine.protocols import Array
 
 STEPS = 300
 LOOK_EVERY = 5
 GROWTH = 1.5
-"""What the step grows by where the loss fell; it is halved where it rose."""
+"""Factor by which the step grows after the loss fell; after a rise it is halved."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MixtureHead:
-    """Class rows that are a weighted mean of several templates'."""
+class MixtureHead(Head):
+    """Classifier rows that are a weighted mean of several templates' text features."""
 
     kind: ClassVar[str] = "templates"
     shapes: ClassVar[Mapping[str, str]] = {"text": "CE", "weights": "T"}
@@ -36,20 +35,12 @@ class MixtureHead:
     text: Array
     """`(C, E)` float32 classifier rows; not of unit length, unless it is the plain ensemble."""
     weights: Array
-    """`(T,)` float32, on the simplex, in the order in which the templates were asked."""
+    """`(T,)` float32 on the simplex, in the order of the templates."""
     scale: float
-    val_loss: float = math.nan
-
-    @property
-    def width(self) -> int:
-        return self.text.shape[1]
 
     def scores(self, features: Array) -> Array:
         """`(n, E)` image features -> `(n, C)` float32 logits."""
         return (np.float32(self.scale) * (features @ self.text.T)).astype(np.float32)
-
-    def state_dict(self) -> dict[str, Array]:
-        return arrays_of(self)
 
 
 def ensemble(text: Array, val: Examples, scale: float) -> MixtureHead:
@@ -70,8 +61,8 @@ def fit_mixture(text: Array, train: Examples, val: Examples, scale: float) -> Mi
     Args:
         text: `(T, C, E)` features, the task's own template first.
         train: Image features `(n, E)` and labels `(n,)`.
-        val: The same of the validation rows.
-        scale: What a cosine is multiplied by to make a logit.
+        val: The same for the validation rows.
+        scale: Factor from a cosine to a logit.
     """
     T = len(text)
     features, labels = train[0].astype(np.float64), train[1]

@@ -1,18 +1,17 @@
-"""`tip`: Tip-Adapter, a cache of the training images that votes by likeness, without training.
+"""`tip`: Tip-Adapter, a cache of the training images that votes by similarity, without training.
 
 Source: Zhang et al. 2022, arXiv 2111.03930. Letters: as in `engine.heads`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from engine.heads import Examples, arrays_of, by_val_loss, validated
+from engine.heads import Examples, Head, by_val_loss, validated
 from engine.protocols import Array
 
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -21,8 +20,8 @@ SHARPNESS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CacheHead:
-    """Zero-shot logits plus votes of the training images, weighted by their likeness to the image.
+class CacheHead(Head):
+    """Zero-shot logits plus votes of the training images, weighted by their similarity to the image.
 
     It holds the features and labels of the training images.
     """
@@ -40,8 +39,7 @@ class CacheHead:
     alpha: float
     """Weight of the votes."""
     beta: float
-    """Sharpness of likeness."""
-    val_loss: float = math.nan
+    """Sharpness of the similarity."""
 
     @classmethod
     def fit(cls, train: Examples, val: Examples, text: Array, scale: float, seed: int = 1) -> CacheHead:
@@ -49,12 +47,7 @@ class CacheHead:
 
         The paper's keys are averages over ten augmented views; ours are the one evaluation view that the box answered.
 
-        Args:
-            train: Features `(n, E)` and labels `(n,)`.
-            val: The same of the validation rows.
-            text: `(C, E)` text features.
-            scale: What a cosine is multiplied by to make a logit.
-            seed: Not used.
+        Arguments are those of `engine.heads.fit`; `seed` is not used.
         """
         rows, labels, words = train[0].astype(np.float32), train[1].astype(np.int64), text.astype(np.float32)
         grid = [(0.0, SHARPNESS[0]), *((alpha, beta) for beta in SHARPNESS for alpha in WEIGHTS)]
@@ -64,15 +57,8 @@ class CacheHead:
         )
         return min((validated(head, val) for head in tried), key=by_val_loss)
 
-    @property
-    def width(self) -> int:
-        return self.text.shape[1]
-
     def scores(self, features: Array) -> Array:
-        # Eqs. 3-5: A = exp(-beta (1 - f F^T)), logits = alpha A L + f W^T.
+        """Eqs. 3-5: A = exp(-beta (1 - f F^T)), logits = alpha A L + f W^T; `(n, E)` -> `(n, C)`."""
         affinity = np.exp(-self.beta * (1.0 - features @ self.keys.T))
         votes = affinity @ np.eye(len(self.text), dtype=np.float32)[self.labels]
         return (self.scale * (features @ self.text.T) + self.alpha * votes).astype(np.float32)
-
-    def state_dict(self) -> dict[str, Array]:
-        return arrays_of(self)

@@ -1,7 +1,4 @@
-"""Two prompts at once: a theta is the one's and the other's, one behind the other.
-
-Knows nothing of what its parts are.
-"""
+"""Two prompts at once: theta is the concatenation of theirs."""
 
 from __future__ import annotations
 
@@ -17,14 +14,14 @@ from engine.search_space import Space
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Joint:
-    """A text context and a pixel frame. Each keeps its own unit, so a step moves both."""
+    """A text context and a pixel frame. Each has its own unit, so a step moves both."""
 
     text: TextContext
     pixels: PixelFrame
 
     @property
     def space(self) -> Space:
-        """d is the sum of both, and both move. They have no raw unit in common: it is that of theta."""
+        """d is the sum of both, and both move. They share no raw unit, so the unit is that of theta."""
         text, pixels = self.text.space, self.pixels.space
         return Space(dim=text.dim + pixels.dim, moves=text.moves | pixels.moves)
 

@@ -1,10 +1,8 @@
 """Pixel frames: a border added to every image, searched in full or on a coarse grid.
 
-The frame of TVP (Zhang et al., CVPR 2024, arXiv 2404.11207) as it is added to whole images: theta = 0 is no frame.
-(TVP's own layout, in which the image shrinks to make room, changes the image at theta = 0; it is not taken.) Nothing is
-clipped here: a box that takes 8-bit images clips sums itself (`?clip=on` for local ones), whatever the prompt.
-
-Knows nothing of images, or of how a tower adds a frame to them.
+The frame of TVP (Zhang et al., CVPR 2024, arXiv 2404.11207), added to whole images: theta = 0 is no frame. (In TVP's
+own layout the image shrinks to make room, which would change it at theta = 0.) Nothing is clamped here: a box that
+takes 8-bit images clamps the sums itself (`?clip=on` for local ones).
 """
 
 from __future__ import annotations
@@ -13,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.errors import RecipeError, RefusedError
+from engine.errors import RecipeError
+from engine.prompts import require
 from engine.prompts.subspaces import basis_of
 from engine.protocols import Array, BoxSpec, Prompts
 from engine.search_space import Space
@@ -22,7 +21,7 @@ SIGMA = 0.25
 """One unit of theta in [0, 1] pixels: about the deviation of natural images (CLIP divides by 0.27), and the root mean
 square of the frame that TVP's authors ship (0.24)."""
 PROPORTION = 30 / 224
-"""Default width of the border as a part of the side: TVP's 30 of 224 pixels."""
+"""Default width of the border as a share of the side: TVP's 30 of 224 pixels."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -35,17 +34,17 @@ class PixelFrame:
     side: int
     """H"""
     width: int
-    """Of the border, in pixels."""
+    """Width of the border in pixels."""
     sigma: float
     """One unit of theta in [0, 1] pixels."""
     grid: Array | None = None
-    """`(H, K)` float32: what the K knots along one side give each pixel; None: every pixel has its own entry."""
+    """`(H, K)` float32: weights of the K knots along a side for each pixel; None: every pixel has its own entry."""
     basis: Array | None = None
-    """`(d, entries)` float32; None: theta is the entries themselves."""
+    """`(d, entries)` float32; None: theta holds the entries themselves."""
 
     @property
     def places(self) -> Array:
-        """Which of the `(H, H)` pixels or `(K, K)` knots have entries, bool: the mask, or the knots that reach it."""
+        """`(H, H)` or `(K, K)` bool, pixels or knots that have entries: the mask, or the knots that reach it."""
         mask = np.ones((self.side, self.side), bool)
         mask[self.width : self.side - self.width, self.width : self.side - self.width] = False
         if self.grid is None:
@@ -55,26 +54,25 @@ class PixelFrame:
 
     @property
     def space(self) -> Space:
-        """All that moves are images. Published step sizes are taken in units of theta."""
+        """Only images move. Published step sizes count in units of theta."""
         dim = 3 * int(self.places.sum()) if self.basis is None else len(self.basis)
         return Space(dim=dim, moves=frozenset({"image"}))
 
     def decode(self, thetas: Array) -> Prompts:
-        """`(P, d)` -> frames `(P, 3, H, H)` float32. Each row's bits depend on that row alone.
+        """`(P, d)` -> frames `(P, 3, H, H)` float32. A row's bits depend on that row only.
 
         >>> frame = PixelFrame(side=4, width=1, sigma=0.5)
         >>> frame.decode(np.ones((1, 36), np.float32)).pixels[0, 0].tolist()
         [[0.5, 0.5, 0.5, 0.5], [0.5, 0.0, 0.0, 0.5], [0.5, 0.0, 0.0, 0.5], [0.5, 0.5, 0.5, 0.5]]
 
-        Raises:
-            ValueError: `thetas` is not `(P, d)`.
+        Raises ValueError where `thetas` is not `(P, d)`.
         """
         dim, places = self.space.dim, self.places
         if thetas.ndim != 2 or thetas.shape[1] != dim:
             raise ValueError(f"thetas of shape {thetas.shape}: (P, {dim}) is wanted")
         entries = thetas.astype(np.float32, copy=False)
         if self.basis is not None:
-            # einsum and not BLAS, whose sums depend on P and on the number of threads; a run must not.
+            # einsum and not BLAS, whose sums depend on P and on the number of threads.
             entries = np.stack([np.einsum("d,dk->k", theta, self.basis) for theta in entries])
         frames = np.zeros((len(thetas), 3, *places.shape), np.float32)
         frames[:, :, places] = np.float32(self.sigma) * entries.reshape(len(thetas), 3, -1)
@@ -92,22 +90,18 @@ def pixel_frame(
     """A pixel frame for a box's image size.
 
     Args:
-        spec: What the box says of itself.
-        width: Of the border, in pixels; None: 30/224 of the side. Half the side covers the image.
-        grid: Knots along a side, between which the frame is interpolated linearly; None: every pixel by itself.
+        spec: The box's description.
+        width: Width of the border in pixels; None: 30/224 of the side. Half the side covers the image.
+        grid: Knots along a side, between which the frame is interpolated linearly; None: an entry per pixel.
         subspace: `full`, or `random:DIM`.
-        seed: Of the projection.
+        seed: For the projection.
 
     Raises:
         RefusedError: The box does not accept pixels.
         RecipeError: The width, the grid or the subspace is impossible.
     """
     side = spec.image_size
-    if "pixels" not in spec.accepts:
-        raise RefusedError(
-            f"box {spec.uri!r} accepts {', '.join(sorted(spec.accepts)) or 'no prompt'}, not pixels; "
-            "choose a prompt that it accepts"
-        )
+    require(spec, "pixels")
     if width is None:
         width = default_width(side)
     if not 1 <= width <= (side + 1) // 2:
@@ -117,7 +111,7 @@ def pixel_frame(
     weights = None if grid is None else _interpolation(side, grid)
     full = PixelFrame(side=side, width=width, sigma=SIGMA, grid=weights)
     if weights is not None:
-        # Between knots interpolation averages, and a unit of theta must move a pixel as far as without a grid.
+        # Interpolation averages between knots; a unit of theta must still move a pixel as far as without a grid.
         share = np.outer((weights**2).sum(1), (weights**2).sum(1))
         mask = PixelFrame(side=side, width=width, sigma=SIGMA).places
         full = PixelFrame(side=side, width=width, sigma=SIGMA / float(np.sqrt(share[mask].mean())), grid=weights)
@@ -125,11 +119,11 @@ def pixel_frame(
 
 
 def default_width(side: int) -> int:
-    """Pixels of a border that nobody set, on an image of `side` pixels."""
+    """Default width of the border in pixels, for an image of `side` pixels."""
     return max(1, round(PROPORTION * side))
 
 
 def _interpolation(side: int, knots: int) -> Array:
-    """`(side, knots)` float32: linear interpolation from knots spread evenly, the first and last at the edges."""
+    """`(side, knots)` float32: linear interpolation from evenly spaced knots, the first and last at the edges."""
     at = np.linspace(0, knots - 1, side)[:, None]
     return np.maximum(0, 1 - np.abs(at - np.arange(knots))).astype(np.float32)

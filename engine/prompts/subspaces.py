@@ -1,7 +1,4 @@
-"""Subspaces of a prompt's space: which directions a low-dimensional theta may move along.
-
-Knows nothing of what the directions mean.
-"""
+"""Subspaces of a prompt's space: the directions that a low-dimensional theta may move along."""
 
 from __future__ import annotations
 
@@ -17,9 +14,9 @@ from engine.random_streams import Purpose, rng
 def random_projection(dim: int, full_dim: int, seed: int) -> Array:
     """A seeded Gaussian basis: the random embedding of black-box prompt tuning.
 
-    Entries are drawn from N(0, 1/dim), so that theta of unit entries moves each entry of the full space by one unit
-    root mean square, as it does without a projection. Sun et al., Black-Box Tuning for Language-Model-as-a-Service,
-    2022 (arXiv 2201.03514), section 3.2, with the scale as here instead of a tuned one.
+    Entries are drawn from N(0, 1/dim), so a theta of unit entries moves each entry of the full space by one unit root
+    mean square, as without a projection. Source: Sun et al., Black-Box Tuning for Language-Model-as-a-Service, 2022
+    (arXiv 2201.03514), section 3.2, where the scale is tuned.
 
     Returns:
         `(dim, full_dim)` float32.
@@ -29,13 +26,13 @@ def random_projection(dim: int, full_dim: int, seed: int) -> Array:
 
 
 def vocabulary_basis(count: int, vocabulary: Array, tokens: int) -> Array:
-    """CBBT's basis: the leading principal components of the vocabulary's embeddings, for each token by itself.
+    """CBBT's basis: the leading principal components of the vocabulary's embeddings, for each token separately.
 
-    The components are orthonormal, as in CBBT's repository, and scaled so that theta of unit entries moves each entry
-    of a context by one unit root mean square. Guo et al. 2023 (arXiv 2312.15901); the basis is off in their commands.
+    The components are orthonormal, as in CBBT's repository, and scaled so that a theta of unit entries moves each entry
+    of a context by one unit root mean square. Source: Guo et al. 2023 (arXiv 2312.15901); their commands do not use it.
 
     Args:
-        count: Components a token.
+        count: Components per token.
         vocabulary: `(V, W)` embeddings.
         tokens: M.
 
@@ -44,7 +41,7 @@ def vocabulary_basis(count: int, vocabulary: Array, tokens: int) -> Array:
     """
     rows = vocabulary.astype(np.float64)
     components = np.linalg.eigh(np.cov(rows, rowvar=False))[1][:, ::-1][:, :count].T
-    # An eigenvector's sign is LAPACK's choice; ours is that its largest entry is positive.
+    # LAPACK's signs of eigenvectors are arbitrary: make the largest entry positive.
     largest = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], 1)
     components = components * np.sign(largest) * np.sqrt(rows.shape[1] / count)
     return np.kron(np.eye(tokens), components).astype(np.float32)
@@ -54,11 +51,11 @@ def vocabulary_basis(count: int, vocabulary: Array, tokens: int) -> Array:
 class LowRank:
     """ZIP's parameters: each token moves by its own fixed projection of a row of U diag(s) V^T + v, with v shared.
 
-    w_i = (U diag(1 + s) (V_0 + V)^T)_i + v in R^p,  token i moves by w_i B_i.  theta = (U, s, V, v), all of it 0 at
-    the template: ZIP's code begins at U = 0, s = 1, V Gaussian and v = 0, from where theta is counted. B_i is a
-    Gaussian `(p, W)` matrix where the code has a Fastfood transform, which has its distribution and is slower to apply.
+    w_i = (U diag(1 + s) (V_0 + V)^T)_i + v in R^p; token i moves by w_i B_i. theta = (U, s, V, v) is 0 at the template
+    and counts from where ZIP's code starts: U = 0, s = 1, V Gaussian, v = 0. B_i is a Gaussian `(p, W)` matrix; their
+    code has a Fastfood transform, which has the same distribution and is slower to apply.
 
-    Source: Park et al., ZIP, ICLR 2025; as its code runs.
+    Source: Park et al., ZIP, ICLR 2025, and its code.
     """
 
     start: Array
@@ -72,7 +69,7 @@ class LowRank:
         return (len(self.projections) + 1 + len(self.start)) * self.start.shape[1] + len(self.start)
 
     def moves(self, theta: Array) -> Array:
-        """`(d,)` -> `(M * W,)` float32."""
+        """`(d,)` theta -> `(M * W,)` float32, by how much each entry of the context moves."""
         count, (wide, rank) = len(self.projections), self.start.shape
         left, gains, right, shared = np.split(theta, np.cumsum([count * rank, rank, wide * rank]))
         factors = left.reshape(count, rank) * (1 + gains)
@@ -81,7 +78,14 @@ class LowRank:
 
 
 def low_rank(rank: int, tokens: int, width: int, seed: int) -> LowRank:
-    """ZIP's subspace at its own proportions: p is 62 of 512 of the token width (500 dimensions over 8 tokens)."""
+    """ZIP's subspace in its published proportions: p is 62/512 of the token width (500 dimensions for 8 tokens).
+
+    Args:
+        rank: r.
+        tokens: M.
+        width: W.
+        seed: For V_0 and the projections.
+    """
     wide = max(1, 62 * width // 512)
     entries = rng(seed, 0, Purpose.PROJECTION)
     start = entries.standard_normal((wide, rank), dtype=np.float32)
@@ -89,12 +93,11 @@ def low_rank(rank: int, tokens: int, width: int, seed: int) -> LowRank:
 
 
 def basis_of(subspace: str, full_dim: int, seed: int) -> Array | None:
-    """The basis that a recipe's word asks for: None for `full`, `(DIM, full_dim)` for `random:DIM`.
+    """The basis that a recipe names: None for `full`, `(DIM, full_dim)` float32 for `random:DIM`.
 
-    DIM is a number, or a share of the full space such as 1/4: what 512 dimensions are to four tokens of CLIP.
+    DIM is a number, or a share of the full space such as 1/4 (512 dimensions for four tokens of CLIP).
 
-    Raises:
-        RecipeError: The word is neither, or DIM is not between 1 and `full_dim`.
+    Raises RecipeError where it is neither, or DIM is not between 1 and `full_dim`.
     """
     if subspace == "full":
         return None
@@ -110,8 +113,8 @@ def text_subspace(
     """The subspace of a text context `(tokens, width)`: one of `basis_of`, `vocabulary:K` or `low-rank:RANK`.
 
     Raises:
-        RecipeError: The word is none of these, or its number is impossible.
-        RefusedError: `vocabulary:K` of a box that does not show its vocabulary.
+        RecipeError: It is none of these, or its number is impossible.
+        RefusedError: It is `vocabulary:K`, and the box does not show its vocabulary.
     """
     kind, _, size = subspace.partition(":")
     if kind == "low-rank":
@@ -130,7 +133,7 @@ def text_subspace(
 
 
 def _size(subspace: str, word: str, most: int, what: str) -> int:
-    """The number behind the colon, between 1 and `most`; a share `a/b` is of `most`."""
+    """The number after the colon, from 1 to `most`, or a share `a/b` of `most`."""
     parts = word.split("/")
     if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
         raise RecipeError(f"subspace {subspace!r}: behind the colon stands a number, or a share such as 1/4")

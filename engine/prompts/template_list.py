@@ -1,9 +1,7 @@
 """Templates in words: data for `words` and `zero-shot:ensemble`.
 
-The eighty ImageNet templates that CLIP was released with (Radford et al. 2021, github.com/openai/CLIP, MIT licence;
-also in open_clip.zero_shot_metadata), then plainer ones and some of those that CoOp's data sets are used with.
-
-Knows nothing of boxes: which words a model knows is asked where they are used.
+The eighty ImageNet templates released with CLIP (Radford et al. 2021, github.com/openai/CLIP, MIT licence; also in
+open_clip.zero_shot_metadata), then plainer ones and some of those used with CoOp's data sets.
 """
 
 from __future__ import annotations

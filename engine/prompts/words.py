@@ -1,7 +1,4 @@
-"""Templates in words, for boxes that accept nothing else: each slot of a sentence comes from one of many templates.
-
-Knows nothing of tokenizers: which templates a box knows is for it to say.
-"""
+"""Templates in words, for boxes that accept nothing else: each slot of a sentence comes from one of many templates."""
 
 from __future__ import annotations
 
@@ -9,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.errors import RecipeError, RefusedError
+from engine.errors import RecipeError
+from engine.prompts import require
 from engine.prompts.template_list import TEMPLATES
 from engine.protocols import Array, BoxSpec, Prompts
 from engine.search_space import Space
@@ -17,10 +15,10 @@ from engine.search_space import Space
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Words:
-    """Slots of words before the class name, aligned at it, and one slot for all that stands behind it.
+    """Slots of words before the class name, aligned at it, and one slot for all words after it.
 
-    An entry of theta, rounded, is the number of a slot's choice: 0 is the template's own word (or none), the others
-    are what other templates have at that place, each once. theta = 0 is the task's own template, letter for letter.
+    An entry of theta, rounded, is the index of a slot's choice: 0 is the template's own word (or none), the others are
+    the words of other templates in that place, each once. theta = 0 is the task's own template, character by character.
 
     >>> words = words_of("a photo of {}.", ("an image of the {}", "the {}."))
     >>> words.decode(words.pool).words
@@ -31,9 +29,9 @@ class Words:
 
     template: str
     choices: tuple[tuple[str, ...], ...]
-    """Of each slot, its own word first; "" is none. The last slot's hold all that stands behind the name."""
+    """The choices of each slot, the template's first; "" is no word. The last slot holds the words after the name."""
     pool: Array
-    """`(T, d)` float32: the thetas of whole templates, the task's own first."""
+    """`(T, d)` float32: the thetas of complete templates, the task's own first."""
 
     @property
     def space(self) -> Space:
@@ -68,20 +66,16 @@ def words(spec: BoxSpec, *, templates: str | None = None, subspace: str = "full"
     """The shipped templates beside the task's own.
 
     Args:
-        spec: What the box says of itself.
-        templates: Others than the shipped ones, separated by `|`.
-        subspace: Words have none but `full`.
-        seed: Nothing is drawn here.
+        spec: The box's description.
+        templates: Templates to use instead of the shipped ones, separated by `|`.
+        subspace: `full`, the only one.
+        seed: Not used.
 
     Raises:
         RefusedError: The box does not accept words.
-        RecipeError: A subspace, or a template without one `{}`.
+        RecipeError: A subspace is given, or a template has not exactly one `{}`.
     """
-    if "words" not in spec.accepts:
-        raise RefusedError(
-            f"box {spec.uri!r} accepts {', '.join(sorted(spec.accepts)) or 'no prompt'}, not words; "
-            "choose a prompt that it accepts"
-        )
+    require(spec, "words")
     if subspace != "full":
         raise RecipeError(f"subspace {subspace!r}: words have no subspaces; leave it out")
     others = TEMPLATES if templates is None else tuple(templates.split("|"))

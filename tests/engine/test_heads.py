@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from scipy.optimize import check_grad
 
 from engine import search
 from engine.errors import ArtifactError, RecipeError, RefusedError, TaskError
-from engine.heads import HEADS, arrays_of, fit, on_scores, restore, validated
+from engine.heads import HEADS, Head, fit, on_scores, restore, validated
 from engine.heads.gda import fit_gda
 from engine.heads.linear import STRENGTHS, _Problem, fit_linear
 from engine.heads.tip import CacheHead
@@ -200,14 +199,13 @@ def test_errors_say_what_is_wrong() -> None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MeansHead:
+class MeansHead(Head):
     """A head that somebody adds: the mean of each class."""
 
     kind: ClassVar[str] = "means"
     shapes: ClassVar[Mapping[str, str]] = {"means": "CE"}
 
     means: Array
-    val_loss: float = math.nan
 
     @classmethod
     def fit(cls, train, val, text, scale, seed):
@@ -215,15 +213,8 @@ class MeansHead:
         means = np.stack([features[labels == label].mean(0) for label in range(len(text))])
         return validated(cls(means=SCALE * means), val)
 
-    @property
-    def width(self):
-        return self.means.shape[1]
-
     def scores(self, features):
         return features @ self.means.T
-
-    def state_dict(self):
-        return arrays_of(self)
 
 
 def test_a_new_head_is_a_room_and_a_line_in_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:

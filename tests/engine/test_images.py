@@ -9,7 +9,7 @@ from PIL import Image
 
 from engine import images
 from engine.errors import KeyholeError, RecipeError, TaskError
-from engine.images import Files, check_images, decode, digest, read_image
+from engine.images import Encoded, Files, check_images, digest
 from engine.preprocessing import Preprocess
 from engine.protocols import Subset
 
@@ -24,6 +24,14 @@ def encoded(image: Image.Image, kind: str = "png", **options) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def decode(data: bytes, name: str) -> np.ndarray:
+    return Encoded(data, name).decode()
+
+
+def read_image(path) -> np.ndarray:
+    return Files((str(path),)).read([0])[0]
 
 
 @pytest.mark.parametrize("resize", ["shortest", "squash", "longest"])
@@ -60,13 +68,9 @@ def test_preprocess_survives_json_and_refuses_nonsense():
     import json
 
     made = Preprocess(size=8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5), resize="squash", fill=3)
-    assert Preprocess.from_dict(json.loads(json.dumps(made.as_dict()))) == made
+    assert Preprocess(**json.loads(json.dumps(made.as_dict()))).as_dict() == made.as_dict()
     with pytest.raises(RecipeError, match="shorter"):
         Preprocess(size=8, mean=(0.5,) * 3, std=(0.5,) * 3, resize="shorter")
-    with pytest.raises(RecipeError, match="colour"):
-        Preprocess.from_dict(made.as_dict() | {"colour": 1})
-    with pytest.raises(RecipeError, match="std"):
-        Preprocess.from_dict({"size": 8, "mean": [0, 0, 0]})
 
 
 def test_reads_a_file_as_pillow_does(tmp_path):

@@ -2,9 +2,8 @@
 
 import pytest
 
-from engine.boxes import parse_uri as parse_box
 from engine.errors import RecipeError
-from engine.parsing import parse_uri
+from engine.parsing import parse_uri, without_options
 from tuning.data.load_task import load_pool
 
 
@@ -26,7 +25,7 @@ def test_an_existing_path_with_a_question_mark_is_told_how_to_write_it(tmp_path,
         assert str(refused.value).endswith(f"folder:{right}{options}")
     (folder / "weights.pt").touch()
     with pytest.raises(RecipeError, match="open_clip:RN50,.*what%3F/weights.pt"):
-        parse_box(f"open_clip:RN50,{folder}/weights.pt?activation=gelu")
+        parse_uri(f"open_clip:RN50,{folder}/weights.pt?activation=gelu", "box")
 
 
 def test_the_options_of_a_path_that_exists_stay_options(tmp_path):
@@ -38,3 +37,8 @@ def test_options_that_are_none_are_refused_for_tasks_as_for_boxes(query):
     for what in ("task", "box"):
         with pytest.raises(RecipeError, match=f"{what} 'mini:y"):
             parse_uri(f"mini:y?{query}", what)
+
+
+def test_options_are_left_out_by_name():
+    assert without_options("mini:resnet?precision=bf16", ["precision"]) == "mini:resnet"
+    assert without_options("x:y?gives=scores&precision=bf16&seed=1", ["precision"]) == "x:y?gives=scores&seed=1"

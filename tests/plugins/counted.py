@@ -62,9 +62,10 @@ class CountedBox:
         return self.inner.answer(prompts, images, rows)
 
 
-def open_box(rest, *, uri, classes, template, gives, device, options):
-    made = Talking if options.get("accepts") == "words" else toy.ToyBox
-    return CountedBox(made(uri=uri, classes=classes, template=template, gives=gives), rest)
+def open_box(request):
+    made = Talking if request.options.get("accepts") == "words" else toy.ToyBox
+    words = {name: getattr(request, name) for name in ("uri", "classes", "template", "gives")}
+    return CountedBox(made(**words), request.rest)
 
 
 @dataclass(frozen=True, slots=True)

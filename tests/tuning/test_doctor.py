@@ -4,7 +4,7 @@ import pytest
 
 from engine.boxes import open_box
 from engine.errors import RecipeError
-from tuning.doctor import CLASSES, TEMPLATE, _exactly, examine, precision_error
+from tuning.doctor import CLASSES, TEMPLATE, examine, precision_error
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +69,3 @@ def test_the_words_of_a_box_with_few_are_all_listed():
 def test_a_box_that_knows_any_word_says_how_many_tokens_it_has():
     findings = examine("open_clip:RN50,random")
     assert findings["tokens"] == 49408 and findings["words"].startswith("any")
-
-
-def test_the_same_box_in_fp32():
-    assert _exactly("mini:resnet?precision=bf16") == "mini:resnet"
-    assert _exactly("x:y?gives=scores&precision=bf16&seed=1") == "x:y?gives=scores&seed=1"

@@ -38,9 +38,9 @@ def devices(monkeypatch) -> list[str]:
 
     opened: list[str] = []
 
-    def open_anywhere(rest, *, uri, classes, template, gives, device, options):
-        opened.append(device)
-        return ToyBox(uri=uri, classes=classes, template=template, gives=gives)
+    def open_anywhere(request):
+        opened.append(request.device)
+        return ToyBox(uri=request.uri, classes=request.classes, template=request.template, gives=request.gives)
 
     monkeypatch.setattr(boxes, "open_anywhere", open_anywhere, raising=False)
     monkeypatch.setitem(boxes.SCHEMES, "anywhere", "engine.boxes:open_anywhere")

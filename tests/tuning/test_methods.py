@@ -21,8 +21,8 @@ from tuning.resolve import prompt_of
 from tuning.run import Tuning, problem_of
 
 
-def talking(rest, *, uri, classes, template, gives, device, options):
-    return Talking(uri=uri, classes=classes, template=template, gives=gives)
+def talking(request):
+    return Talking(uri=request.uri, classes=request.classes, template=request.template, gives=request.gives)
 
 
 @pytest.fixture

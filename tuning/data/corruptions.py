@@ -1,7 +1,7 @@
 """Tasks made harder on purpose: `?imbalance=20&label_noise=0.2` on any task URI.
 
-Only the few-shot training split is degraded. Validation and test stay as they are, so that what is measured is what
-the search does with bad rows.
+Only the few-shot training split is degraded, not validation or test: what is measured is how a search copes with bad
+training rows.
 Knows nothing of boxes and methods.
 """
 
@@ -11,41 +11,37 @@ from dataclasses import replace
 
 import numpy as np
 
+from engine.boxes.degraded import OPTIONS as BOX_OPTIONS
 from engine.errors import RecipeError
+from engine.parsing import parse_uri, without_options
 from engine.protocols import Array, Task
 from engine.random_streams import Purpose, rng
 
 TASK_OPTIONS = ("imbalance", "label_noise")
-BOX_OPTIONS = ("noise", "round", "topk", "jpeg")
 
 
-def split_degradations(uri: str) -> tuple[str, dict[str, float]]:
-    """A task URI without these options, and their values.
+def degradations(uri: str) -> dict[str, float]:
+    """The values of a task URI's `TASK_OPTIONS`.
 
-    >>> split_degradations("mini:digits?label_noise=0.2&x=1")
-    ('mini:digits?x=1', {'label_noise': 0.2})
+    >>> degradations("mini:digits?label_noise=0.2&x=1")
+    {'label_noise': 0.2}
 
     Raises RecipeError for a value out of range.
     """
-    plain, _, query = uri.partition("?")
-    kept, found = [], {}
-    for part in query.split("&") if query else ():
-        name, _, text = part.partition("=")
+    found = {}
+    for name, text in parse_uri(uri, "task")[2].items():
         if name not in TASK_OPTIONS:
-            kept.append(part)
             continue
         try:
             found[name] = float(text)
         except ValueError as error:
             raise RecipeError(f"task {uri!r}: {name}={text!r} must be a number") from error
-    if not found:
-        return uri, found
     if not found.get("imbalance", 1) >= 1:
         raise RecipeError(f"task {uri!r}: imbalance={found['imbalance']:g} must be at least 1: how many times more "
                           "images the largest class has than the smallest")  # fmt: skip
     if not 0 <= found.get("label_noise", 0) < 1:
         raise RecipeError(f"task {uri!r}: label_noise={found['label_noise']:g} must be a fraction of 1, below 1")
-    return plain + ("?" + "&".join(kept) if kept else ""), found
+    return found
 
 
 def without_degradations(uri: str) -> str:
@@ -54,14 +50,15 @@ def without_degradations(uri: str) -> str:
     >>> without_degradations("mini:resnet?jpeg=60&gives=scores")
     'mini:resnet?gives=scores'
     """
-    plain, _, query = uri.partition("?")
-    kept = [p for p in query.split("&") if p and p.partition("=")[0] not in (*TASK_OPTIONS, *BOX_OPTIONS)]
-    return plain + ("?" + "&".join(kept) if kept else "")
+    return without_options(uri, (*TASK_OPTIONS, *BOX_OPTIONS))
 
 
 def degraded(task: Task, seed: int) -> Task:
-    """The task with its training split degraded as its URI says; drawn by `seed`."""
-    _, options = split_degradations(task.uri)
+    """The task with its training split degraded as its URI says, drawn by `seed`.
+
+    Raises RecipeError for a value out of range.
+    """
+    options = degradations(task.uri)
     if "imbalance" in options:
         task = replace(task, train=task.train.subset(_long_tail(task, options["imbalance"], seed)))
     if options.get("label_noise"):
@@ -81,7 +78,7 @@ def _long_tail(task: Task, ratio: float, seed: int) -> Array:
 
 
 def _flipped(task: Task, fraction: float, seed: int) -> Array:
-    """Labels of which this fraction, rounded, says another class, all others equally likely."""
+    """Labels `(n,)` with this fraction of them, rounded, replaced by another class, drawn uniformly."""
     noise = rng(seed, 1, Purpose.DEGRADE)
     labels = task.train.labels.copy()
     rows = noise.permutation(len(labels))[: round(fraction * len(labels))]

@@ -13,7 +13,6 @@ Knows nothing of boxes, prompts or how images are encoded.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +23,10 @@ import numpy as np
 
 from engine.errors import RecipeError, TaskError, nearest
 from engine.images import check_images
-from engine.parsing import parse_uri
+from engine.parsing import parse_uri, resolve
 from engine.protocols import Array, Split, Task
 from engine.random_streams import Purpose, rng
-from tuning.data.corruptions import TASK_OPTIONS, degraded, split_degradations
+from tuning.data.corruptions import TASK_OPTIONS, degradations, degraded
 
 HALVES = ("all", "base", "new")
 
@@ -100,7 +99,8 @@ def load_pool(uri: str, *, allow_code: bool = True) -> Task:
 
     Raises as `load_task` does.
     """
-    loader, rest, options = _resolve(split_degradations(uri)[0], allow_code)
+    degradations(uri)  # refused before anything is read
+    loader, rest, options = _resolve(uri, allow_code)
     pool = replace(_call(loader, rest, options, uri), uri=uri)
     _check(pool)
     return pool
@@ -190,12 +190,13 @@ def located(uri: str) -> str:
 
 def task_names() -> tuple[str, ...]:
     """What `keyhole list tasks` prints: the embedded tasks by name, then the forms that take a user's data."""
-    embedded = tuple(f"mini:{name}" for name in importlib.import_module("miniature.tasks").TASKS)
-    return (*embedded, *(form for form in FORMS if form != "mini:NAME"))
+    from miniature.tasks import TASKS
+
+    return (*(f"mini:{name}" for name in TASKS), *(form for form in FORMS if form != "mini:NAME"))
 
 
 def _resolve(uri: str, allow_code: bool = True) -> tuple[Callable[..., Task], str, dict[str, str]]:
-    """Loader, what follows the scheme, and the options of the query."""
+    """The loader, what follows the scheme, and the options but those that degrade the task."""
     scheme, rest, options = parse_uri(uri, "task")
     colon = ":" in uri
     if colon and scheme in SCHEMES:
@@ -212,14 +213,8 @@ def _resolve(uri: str, allow_code: bool = True) -> tuple[Callable[..., Task], st
         if not colon and Path(uri).expanduser().is_dir():
             hint = f", did you mean 'folder:{uri}'?"
         raise RecipeError(f"task {uri!r} names no known scheme{hint}; a task is written {', '.join(FORMS)}")
-    module, _, function = target.partition(":")
-    try:
-        loader = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"task {uri!r}: {target} cannot be imported ({error}); check the package and its name") from (
-            error
-        )
-    return loader, rest, options
+    kept = {name: value for name, value in options.items() if name not in TASK_OPTIONS}
+    return resolve(target, f"task {uri!r}"), rest, kept
 
 
 def _call(loader: Callable[..., Task], rest: str, options: Mapping[str, str], uri: str) -> Task:

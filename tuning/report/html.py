@@ -21,7 +21,7 @@ from tuning.compare.command import command_of, uses_files_of
 from tuning.compare.comparison import Comparison
 from tuning.compare.provenance import now
 from tuning.compare.trial import UNBEGUN, UNFINISHED
-from tuning.report.tables import places_of
+from tuning.report.tables import listed
 from tuning.report.terminal_table import Table, count
 
 TEMPLATE = "page.html.j2"
@@ -111,18 +111,13 @@ def _picture(path: Path) -> dict[str, str]:
 
 def _ledger(summary: Mapping[str, Any]) -> Table:
     names = ("evaluations", "pairs", "test_pairs", "sequences", "image_encodes", "retries", "cost", "seconds")
-    heads = ("evaluations", "pairs", "test pairs", "sequences", "image encodes", "retries", "money", "seconds")
-    results = summary["results"]
-    places = places_of(results)
-    return Table(
-        title="Ledger",
-        left=1 + len(places),
-        columns=("method", *places, *heads),
-        rows=tuple(
-            (e["method"], *(str(e[place]) for place in places), *(count(e[name]) for name in names)) for e in results
-        ),
-        note="Means of a run. Pairs are what a per-image API bills; sequences and image encodes are passes through the "
-        "two towers, what the hardware pays. The final test read is apart from the budget.",
+    return listed(
+        "Ledger",
+        summary["results"],
+        {"money" if name == "cost" else name.replace("_", " "): name for name in names},
+        count,
+        "Means of a run. Pairs are what a per-image API bills; sequences and image encodes are passes through the two "
+        "towers, what the hardware pays. The final test read is apart from the budget.",
     )
 
 

@@ -6,7 +6,7 @@ Knows nothing of where the numbers come from.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 LEVEL = 0.95
 FEWEST = 3
-"""Independent values from which on an interval or a test is given: of two, Student's t makes 13 times their spread."""
+"""Least independent values for an interval or a test: for two, Student's t interval is 13 times their spread."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +24,17 @@ class Interval:
 
     n: int
     mean: float
-    sd: float | None
-    """None of one value."""
+    standard_deviation: float | None
+    """None for one value."""
     low: float | None
     high: float | None
-    """None of fewer than `FEWEST` values."""
+    """None for fewer than `FEWEST` values."""
     lowest: float
     highest: float
 
-    @property
-    def half(self) -> float | None:
-        return None if self.high is None else self.high - self.mean
-
 
 def interval(values: Sequence[float]) -> Interval:
-    """Student's t interval of the mean of a few independent values.
+    """Student's t interval of the mean of a few independent values; at least one.
 
     >>> found = interval([0.80, 0.82, 0.84])
     >>> round(found.mean, 2), round(found.low, 4), round(found.high, 4)
@@ -50,7 +46,7 @@ def interval(values: Sequence[float]) -> Interval:
     sd = float(np.std(values, ddof=1)) if n > 1 else None
     if sd is None or n < FEWEST:
         return Interval(n, mean, sd, None, None, *ends)
-    # Of equal values scipy's interval is not a number.
+    # scipy's interval of equal values is NaN.
     low, high = t.interval(LEVEL, n - 1, loc=mean, scale=sem(values)) if sd > 0 else (mean, mean)
     return Interval(n, mean, sd, float(low), float(high), *ends)
 
@@ -74,11 +70,14 @@ def mean_ranks(cells: Mapping[str, Mapping[Hashable, float]]) -> dict[str, float
 def paired_tests(
     cells: Mapping[str, Mapping[Any, float]], draw: Callable[[Any], Hashable] = lambda cell: cell
 ) -> list[dict[str, Any]]:
-    """Every pair of methods: paired t test over the cells (task, seed) both have, with Holm's correction.
+    """Paired t tests of every pair of methods over the cells (task, seed) that both have, with Holm's correction.
 
-    Pairs that share fewer than `FEWEST` independent draws (`draw` of a cell: its seed) are not tested. Holm 1979,
-    Scandinavian Journal of Statistics 6:65; p values are two-sided. Cells of one task are not independent where methods
-    differ by task, so a test over few tasks speaks of these tasks alone.
+    Two-sided. Cells of one task are not independent where methods differ by task, so a test over few tasks speaks of
+    these tasks alone.
+
+    Args:
+        cells: Values by method and cell.
+        draw: The independent draw of a cell: its seed. Pairs that share fewer than `FEWEST` draws are not tested.
 
     Returns:
         Dicts of `better`, `worse`, `difference` (its mean), `low`, `high` (95 %), `cells`, `p`, `p_holm`.
@@ -94,10 +93,10 @@ def paired_tests(
         if (more - less).mean() < 0:
             better, worse, more, less = worse, better, less, more
         told = interval((more - less).tolist())
-        p = float(told.mean == 0)  # where all gaps are equal
-        if told.sd:
+        p = float(told.mean == 0)  # all differences are equal
+        if told.standard_deviation:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # gaps that are equal up to rounding
+                warnings.simplefilter("ignore", RuntimeWarning)  # differences equal up to rounding
                 p = float(ttest_rel(more, less).pvalue)
         found.append(
             {
@@ -116,15 +115,18 @@ def paired_tests(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction.
+    """Holm's step-down correction of p values (Holm 1979, Scandinavian Journal of Statistics 6:65), in their order.
 
     >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
     """
-    order = np.argsort(p_values, kind="stable")
-    corrected = [0.0] * len(p_values)
-    highest = 0.0
-    for place, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
-        corrected[index] = highest
-    return corrected
+    order, corrected = np.argsort(p_values, kind="stable"), np.empty(len(p_values))
+    steps = np.arange(len(p_values), 0, -1) * np.array(p_values)[order]
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return corrected.tolist()
+
+
+def average(entries: Iterable[Mapping[str, Any]], name: str) -> float | None:
+    """The mean of what the entries hold under this name; None where none holds it."""
+    values = [entry[name] for entry in entries if entry.get(name) is not None]
+    return sum(values) / len(values) if values else None

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tuning.compare.comparison import Comparison, make_comparison, trials_of
 from tuning.compare.trial import ERROR, READS, TRIAL, UNBEGUN, UNFINISHED, Trial, looks
 from tuning.report import html, plots
 from tuning.report.headline import headline
-from tuning.report.statistics import interval, mean_ranks, paired_tests
+from tuning.report.statistics import Interval, average, interval, mean_ranks, paired_tests
 from tuning.report.tables import tables_of
 from tuning.run_folder import HISTORY, RECIPE, RESULT
 
@@ -186,7 +187,6 @@ def _per_task(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             mine = [row for row in rows if row["task"] == task and row["label"] == label]
             if not mine:
                 continue
-            told = interval([row["accuracy"] for row in mine])
             first = mine[0]
             found.append(
                 {
@@ -195,14 +195,8 @@ def _per_task(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     "name": first["method"],
                     "config": first["config"],
                     **{name: first[name] for name in ("prompt", "head", *PROMPT, "options")},
-                    "seeds": told.n,
-                    "mean": told.mean,
-                    "standard_deviation": told.sd,
-                    "low": told.low,
-                    "high": told.high,
-                    "lowest": told.lowest,
-                    "highest": told.highest,
-                    **{name: _mean(mine, name) for name in
+                    **_spread([row["accuracy"] for row in mine]),
+                    **{name: average(mine, name) for name in
                        ("zero_shot_accuracy", "val_accuracy", "train_loss", "base_accuracy", "new_accuracy",
                         "harmonic_mean", *sorted(key for key in first if key.startswith("shift:")), *COUNTS)},
                 }
@@ -210,9 +204,10 @@ def _per_task(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    values = [row[name] for row in rows if row.get(name) is not None]
-    return float(sum(values) / len(values)) if values else None
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    """How many values, and what `interval` says of them: nothing where there are none."""
+    facts = asdict(interval(values)) if values else {field.name: None for field in fields(Interval)} | {"n": 0}
+    return {"seeds": facts.pop("n"), **facts}
 
 
 def _block(block: tuple[str, str, int], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -230,22 +225,15 @@ def _block(block: tuple[str, str, int], rows: Sequence[Mapping[str, Any]]) -> di
             by_seed.setdefault(seed, []).append(accuracy)
         # The interval is over seeds, each the mean of its tasks: how the average would move with other samples.
         whole = [sum(values) / len(values) for values in by_seed.values() if len(values) == len(tasks)]
-        told = interval(whole) if whole else None
         own = [row for row in rows if row["label"] == label]
         methods.append(
             {
                 "method": label,
                 "name": own[0]["method"],
-                "mean": told.mean if told else None,
-                "standard_deviation": told.sd if told else None,
-                "low": told.low if told else None,
-                "high": told.high if told else None,
-                "lowest": told.lowest if told else None,
-                "highest": told.highest if told else None,
-                "seeds": told.n if told else 0,
+                **_spread(whole),
                 "tasks": len({row["task"] for row in own}),
                 "rank": ranks.get(label),
-                **{name: _mean(own, name) for name in ("zero_shot_accuracy", *COUNTS)},
+                **{name: average(own, name) for name in ("zero_shot_accuracy", *COUNTS)},
             }
         )
     gives, box, shots = block

@@ -5,12 +5,13 @@ Knows nothing of files, and of how a table is shown.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tuning.compare.comparison import Comparison
 from tuning.compare.sweep_spaces import in_words
 from tuning.data.corruptions import without_degradations
+from tuning.report.statistics import average
 from tuning.report.terminal_table import Table, count, percent
 
 NARROW = 4
@@ -126,28 +127,41 @@ def _tests(block: Mapping[str, Any]) -> Table:
     )
 
 
-def _crossed(
-    title: str,
-    results: Sequence[Mapping[str, Any]],
-    names: Sequence[str],
-    cells: Mapping[tuple[str, str], Any],
-    note: str,
-) -> Table:
-    """Methods down, `names` across."""
+def _crossed(title: str, results: Sequence[Mapping[str, Any]], kind: str, names: Mapping[Any, str], note: str) -> Table:
+    """Methods down; across, under their `names`, the mean accuracies for each value of `kind`."""
     methods = list(dict.fromkeys(entry["method"] for entry in results))
-    values = [[cells.get((method, name)) for name in names] for method in methods]
+    values = [
+        [average([e for e in results if (e["method"], e[kind]) == (method, value)], "mean") for value in names]
+        for method in methods
+    ]
     return Table(
         title=title,
-        columns=("method", *names),
+        columns=("method", *names.values()),
         rows=tuple((method, *(percent(value) for value in row)) for method, row in zip(methods, values, strict=True)),
         note=note,
         best=_best(values, offset=1),
     )
 
 
-def _average(entries: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    values = [entry[name] for entry in entries if entry.get(name) is not None]
-    return sum(values) / len(values) if values else None
+def listed(
+    title: str,
+    results: Sequence[Mapping[str, Any]],
+    names: Mapping[str, str],
+    form: Callable[[float | None], str],
+    note: str,
+) -> Table:
+    """A row for each entry: method, task, box and shots where there are several, then `names` (heading -> key)."""
+    places = ["task", *(kind for kind in ("box", "shots") if len({entry[kind] for entry in results}) > 1)]
+    return Table(
+        title=title,
+        left=1 + len(places),
+        columns=("method", *places, *names),
+        rows=tuple(
+            (e["method"], *(str(e[place]) for place in places), *(form(e.get(name)) for name in names.values()))
+            for e in results
+        ),
+        note=note,
+    )
 
 
 def _shared(results: Sequence[Mapping[str, Any]], *kinds: str) -> list[Mapping[str, Any]]:
@@ -163,39 +177,19 @@ def _shots(results: Sequence[Mapping[str, Any]]) -> Table | None:
     shots = sorted({entry["shots"] for entry in results})
     if len(shots) < 2:
         return None
-    results = _shared(results, "task", "box")
-    cells = {
-        (method, f"{number} shots"): _average(
-            [e for e in results if e["method"] == method and e["shots"] == number], "mean"
-        )
-        for method in {e["method"] for e in results}
-        for number in shots
-    }
-    names = [f"{number} shots" for number in shots]
-    return _crossed("By shots", results, names, cells, 
-                    "Means over seeds and over the tasks and boxes that took the most methods, in %.")  # fmt: skip
-
-
-def places_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What tells the rows of one method apart: the task, and box and shots where there are several."""
-    return ["task", *(kind for kind in ("box", "shots") if len({entry[kind] for entry in results}) > 1)]
+    note = "Means over seeds and over the tasks and boxes that took the most methods, in %."
+    return _crossed("By shots", _shared(results, "task", "box"), "shots", {n: f"{n} shots" for n in shots}, note)
 
 
 def _base_to_new(results: Sequence[Mapping[str, Any]]) -> Table | None:
     if all(entry["base_accuracy"] is None for entry in results):
         return None
-    places = places_of(results)
-    rows = [
-        (e["method"], *(str(e[place]) for place in places), percent(e["base_accuracy"]), percent(e["new_accuracy"]),
-         percent(e["harmonic_mean"]))
-        for e in results
-    ]  # fmt: skip
-    return Table(
-        title="Base to new",
-        left=1 + len(places),
-        columns=("method", *places, "base", "new", "harmonic mean"),
-        rows=tuple(rows),
-        note="Tuned on the first half of the classes, in % on the test images of that half and of the other. "
+    return listed(
+        "Base to new",
+        results,
+        {"base": "base_accuracy", "new": "new_accuracy", "harmonic mean": "harmonic_mean"},
+        percent,
+        "Tuned on the first half of the classes, in % on the test images of that half and of the other. "
         "A head knows only the classes it was trained on, so it has no new ones.",
     )
 
@@ -204,18 +198,12 @@ def _shift(results: Sequence[Mapping[str, Any]]) -> Table | None:
     targets = sorted({key for entry in results for key in entry if key.startswith("shift:")})
     if not targets:
         return None
-    places = places_of(results)
-    rows = [
-        (e["method"], *(str(e[place]) for place in places), percent(e["mean"]),
-         *(percent(e.get(target)) for target in targets))
-        for e in results
-    ]  # fmt: skip
-    return Table(
-        title="Tuned on one task, tested on others",
-        left=1 + len(places),
-        columns=("method", *places, "there", *(target.removeprefix("shift:") for target in targets)),
-        rows=tuple(rows),
-        note="Means over seeds, in %; - where the artifact does not carry over (a head knows only its own classes).",
+    return listed(
+        "Tuned on one task, tested on others",
+        results,
+        {"there": "mean", **{target.removeprefix("shift:"): target for target in targets}},
+        percent,
+        "Means over seeds, in %; - where the artifact does not carry over (a head knows only its own classes).",
     )
 
 
@@ -231,14 +219,9 @@ def _degraded(results: Sequence[Mapping[str, Any]], kind: str) -> list[Table]:
             continue
         mine = _shared([entry for entry in results if entry[kind] in uris], other)
         names = {uri: uri[len(plain) :].lstrip("?&") or "as it is" for uri in uris}
-        cells = {
-            (method, names[uri]): _average([e for e in mine if e["method"] == method and e[kind] == uri], "mean")
-            for method in {e["method"] for e in mine}
-            for uri in uris
-        }
         where = ", ".join(dict.fromkeys(entry[other] for entry in mine))
         note = f"Means over seeds, in %, with {where}; - where a method was refused."
-        tables.append(_crossed(f"{plain}, degraded", mine, list(names.values()), cells, note))
+        tables.append(_crossed(f"{plain}, degraded", mine, kind, names, note))
     return tables
 
 
@@ -277,7 +260,7 @@ def _searched(entry: Mapping[str, Any]) -> tuple[str, ...]:
 def _settings(entry: Mapping[str, Any], searches: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """Which settings a method was given, and who chose them."""
     shared = ("task", "box", "shots", "method")
-    search = next((s for s in searches if all(s[name] == entry[name] for name in shared)), None)
+    search = _find(searches, **{name: entry[name] for name in shared})
     given = {**entry["options"], **{path: value for path, value in entry["config"].items() if "method." not in path}}
     words = in_words(given) or "the method's own"
     if search is not None and search["chosen"]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.errors import RecipeError, RefusedError, nearest
+from engine.errors import RecipeError, nearest
 from engine.outcome import Outcome
 from engine.protocols import Array, Needs
 from engine.search.no_search import Once
@@ -36,20 +36,12 @@ class Ceiling(Once):
             )
 
     def _outcome(self, template: Array, session: Session) -> Outcome:
-        from engine.boxes.clip.box import ClipBox
-
-        box = session.evaluator.spec.open()
-        if not isinstance(box, ClipBox):
-            raise RefusedError(
-                f"ceiling:{self.name} needs gradients, so a local model; box {session.spec.uri} shows none"
-            )
-
         def examples(split: str) -> tuple[Array, Array]:
             image = session.outputs(template, split).image
             assert image is not None
             return image[0], session.task.splits[split].labels
 
-        tokens = session.evaluator.spec.prompt.get("tokens")
+        tokens, box = session.evaluator.spec.prompt.get("tokens"), session.evaluator.spec.open()
         found = CEILINGS[self.name](box, examples("train"), examples("val"), tokens=tokens, seed=session.settings.seed)
         return Outcome(
             val_accuracy=found.val_accuracy,

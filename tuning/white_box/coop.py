@@ -11,14 +11,13 @@ Knows nothing of search methods, ledgers or Ray.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from engine.errors import RecipeError, RefusedError
-from engine.protocols import Array, Prompts, Split, Task
+from engine.protocols import Array, BlackBox, Prompts, Split, Task
 from engine.random_streams import Purpose, rng
 
 LOOKS = 20
@@ -37,44 +36,37 @@ class CeilingResult:
     train_loss: float
     val_loss: float
     val_accuracy: float
-    accuracy: float | None
-    """On the test split, read once, at the end; None where no test was asked for."""
+    accuracy: float | None = None
+    """On the test split; None where it has not been read."""
     history: tuple[dict[str, float], ...]
     """A row a look: step, train_loss, val_loss, val_accuracy."""
 
 
 def coop(
-    box: Any, task: Task, *, tokens: int | None = None, steps: int = 300, lr: float = RATE, seed: int = 1
+    box: BlackBox, task: Task, *, tokens: int | None = None, steps: int = 300, lr: float = RATE, seed: int = 1
 ) -> CeilingResult:
-    """CoOp on a local box.
+    """CoOp on a local box, and its accuracy on the test split, which is read once, at the end.
 
     Args:
-        box: a box with a `text_tower` that takes contexts, and that gives features.
-        task: its train, val and (once, at the end) test splits.
+        box: a local box that gives features.
+        task: its three splits.
         tokens: M. None: the template's own. Fewer: its last ones. More: random ones before them.
         steps: Adam steps.
-        lr: Adam's rate in units of theta (the token embedding's standard deviation, `box.text_tower.sigma`).
+        lr: Adam's rate in units of theta (the token embedding's standard deviation).
         seed: for random tokens; nothing else is random.
 
     Raises:
         RefusedError: a box without an open text tower, or that gives no features.
         RecipeError: a setting out of range.
     """
-    train, val = encode(box, task.train), encode(box, task.val)
-    return fit_coop(
-        box,
-        (train, task.train.labels),
-        (val, task.val.labels),
-        lambda: (encode(box, task.test), task.test.labels),
-        tokens=tokens,
-        steps=steps,
-        lr=lr,
-        seed=seed,
-    )
+    train, val = ((encode(box, split), split.labels) for split in (task.train, task.val))
+    found = fit_coop(box, train, val, tokens=tokens, steps=steps, lr=lr, seed=seed)
+    right = (encode(box, task.test) @ found.text.T).argmax(-1) == task.test.labels
+    return replace(found, accuracy=float(right.mean()))
 
 
-def encode(box: Any, split: Split) -> Array:
-    """`(n, E)` float32 image features of a split, as the box gives them."""
+def encode(box: BlackBox, split: Split) -> Array:
+    """`(n, E)` float32 image features of a split, as the box gives them. Raises RefusedError where it gives none."""
     outputs = box.answer(Prompts(count=1), box.stage(split.source), np.arange(len(split)))
     if outputs.image is None:
         raise RefusedError(f"box {box.spec.uri!r} gives {', '.join(sorted(box.spec.gives))}; a ceiling needs features")
@@ -82,79 +74,57 @@ def encode(box: Any, split: Split) -> Array:
 
 
 def fit_coop(
-    box: Any,
+    box: BlackBox,
     train: tuple[Array, Array],
     val: tuple[Array, Array],
-    test: Callable[[], tuple[Array, Array]] | None = None,
     *,
     tokens: int | None = None,
     steps: int = 300,
     lr: float = RATE,
     seed: int = 1,
 ) -> CeilingResult:
-    """CoOp on image features `(n, E)` and labels `(n,)`; `test` is called once, when training has ended."""
+    """CoOp on image features `(n, E)` and labels `(n,)`. Arguments and errors as of `coop`."""
     import torch
     from torch.nn.functional import cross_entropy
 
-    tower = getattr(box, "text_tower", None)
-    if tower is None or tower.template_context is None:
+    from engine.boxes.clip.box import ClipBox
+
+    if not isinstance(box, ClipBox) or box.text_tower.template_context is None:
         raise RefusedError(
             f"box {box.spec.uri!r} shows no text tower that takes contexts; ceiling:coop needs a local one"
         )
     if steps < 1 or not lr > 0 or (tokens is not None and tokens < 1):
         raise RecipeError(f"{steps=}, {lr=}, {tokens=}: steps and tokens must be 1 or more, lr above 0")
+    tower: Any = box.text_tower
     scale = float(box.model.logit_scale.detach().exp())
-    start = _start(tower.template_context, tower.sigma, tokens, seed)
-    device = start.device
+    context = _start(tower.template_context, tower.sigma, tokens, seed).clone().requires_grad_()
     data = [
-        (torch.from_numpy(features).to(device), torch.from_numpy(labels.astype(np.int64)).to(device))
+        (torch.from_numpy(features).to(context.device), torch.from_numpy(labels.astype(np.int64)).to(context.device))
         for features, labels in (train, val)
     ]
-    context = start.clone().requires_grad_()
     adam = torch.optim.Adam([context], lr=lr * tower.sigma)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     history: list[dict[str, float]] = []
     best: tuple[Array, Array, dict[str, float]] | None = None
-    every = max(steps // LOOKS, 1)
     for step in range(steps + 1):
         text = tower.encode(context[None])[0]
         losses = [cross_entropy(scale * features @ text.T, labels) for features, labels in data]
-        if step % every == 0 or step == steps:
+        if step % max(steps // LOOKS, 1) == 0 or step == steps:
             features, labels = data[1]
             hits = ((features @ text.T).argmax(-1) == labels).double().mean()
-            history.append(
-                {
-                    "step": float(step),
-                    "train_loss": float(losses[0].detach()),
-                    "val_loss": float(losses[1].detach()),
-                    "val_accuracy": float(hits),
-                }
-            )
-            if best is None or history[-1]["val_loss"] < best[2]["val_loss"]:
-                best = (_numpy(context), _numpy(text), history[-1])
+            train_loss, val_loss = (float(loss.detach()) for loss in losses)
+            look = {"step": float(step), "train_loss": train_loss, "val_loss": val_loss, "val_accuracy": float(hits)}
+            history.append(look)
+            if best is None or val_loss < best[2]["val_loss"]:
+                best = (_numpy(context), _numpy(text), look)
         if step < steps:
             adam.zero_grad()
             losses[0].backward()
             adam.step()
             cosine.step()
     assert best is not None, "the template itself is the first look"
-    accuracy = None
-    if test is not None:
-        images, truth = test()
-        accuracy = float(((images @ best[1].T).argmax(-1) == truth).mean())
-    return CeilingResult(
-        context=best[0],
-        text=best[1],
-        train_loss=best[2]["train_loss"],
-        val_loss=best[2]["val_loss"],
-        val_accuracy=best[2]["val_accuracy"],
-        accuracy=accuracy,
-        history=tuple(history),
-    )
-
-
-CEILINGS: dict[str, Callable[..., CeilingResult]] = {"coop": coop}
-"""`ceiling:NAME` -> `(box, task, *, seed, ...) -> CeilingResult`."""
+    told = {name: value for name, value in best[2].items() if name != "step"}
+    return CeilingResult(context=best[0], text=best[1], history=tuple(history), **told)
 
 
 def _start(template: Any, sigma: float, tokens: int | None, seed: int) -> Any:

@@ -1,13 +1,13 @@
 """An open_clip model behind the keyhole: prompts and images in, features, scores or labels out, no gradient.
 
-Knows nothing of where the weights came from (weights.py) or of how the towers compute (text_tower.py, image_tower.py).
+Weights are loaded in weights.py; the towers compute in text_tower.py and image_tower.py.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine import phases
-from engine.boxes import keep_only
+from engine.boxes import BoxRequest, keep_only
 from engine.boxes.clip.image_tower import ImageTower
 from engine.boxes.clip.precision import computing, precision_of
 from engine.boxes.clip.text_tower import TextTower
@@ -29,38 +29,28 @@ from engine.preprocessing import Preprocess
 from engine.protocols import GIVES, Array, BoxSpec, ImageSource, Outputs, Prompts, TextSpec, Work
 
 OPTIONS = ("precision", "clip", "cache")
-"""Options of a URI that every box of this kind knows; `settings_of` reads them."""
+"""Options of a URI that every `ClipBox` knows:
+
+precision: One of `precision.PRECISIONS`.
+clip: `on` clamps the sum of an image and a pixel frame to [0, 1], as an API that takes 8-bit images does; off.
+cache: `off` keeps no image features on disk (feature_cache.py), whatever KEYHOLE_CACHE says; on.
+"""
 KEPT_BYTES = 512 * 2**20
-"""Projected images of one split are kept up to here, and made anew for each answer beyond."""
+"""Projected images of one split are kept up to this size; larger ones are computed for each answer."""
 _READ = 64
-"""Images staged at a time, about: so many lie in memory together, at the size that the model sees."""
+"""Approximate number of images staged at a time; bounds memory."""
 
 logger = logging.getLogger(__name__)
 
 
-def settings_of(uri: str, options: Mapping[str, str], device: str) -> dict[str, Any]:
-    """Keywords of `ClipBox` from the options that every such box knows: precision, clip=on, cache=off.
-
-    Raises:
-        RecipeError: An option's value is unknown or has no effect here.
-    """
-    switches = {}
-    for name, default in (("clip", "off"), ("cache", "on")):
-        value = options.get(name, default)
-        if value not in ("on", "off"):
-            raise RecipeError(f"box {uri!r}: {name}={value}; it is on or off")
-        switches[name] = value == "on"
-    return {"precision": precision_of(uri, options, device), **switches}
-
-
 class StagedImages:
-    """A task's images where the box lives: features at once, what pixel prompts need on first use.
+    """A task's images in the box's process: features at once, what pixel prompts need on first use.
 
     Args:
         features: `(N, E)` float32, L2-normalised.
         project: Rows -> `ImageTower.project` of these images.
-        keep: Whether all projected images are kept once they were made.
-        block: Rows that are projected at a time where they are not kept.
+        keep: Whether all projected images are kept after their first use.
+        block: Rows projected at a time where they are not kept.
     """
 
     def __init__(self, features: Array, project: Callable[[Sequence[int]], Tensor], *, keep: bool, block: int) -> None:
@@ -91,16 +81,13 @@ class ClipBox:
         model: The frozen model: evaluation mode, float32.
         tokenizer: open_clip's for this model.
         preprocess: How it wants its images.
-        uri: What the box is called.
-        classes: C class names.
-        template: A sentence with one `{}`.
-        gives: What it may give back; None: all that a CLIP can, features the richest.
-        device: Where to compute, in torch's words.
+        request: The task's words, the device and the `OPTIONS`. With `gives` None, features are the richest kind.
         identity: What else must agree for an artifact to mean the same: weights hash, model, activation.
         vocabulary: Token ids that the model was trained on, where known; None: all. The tokenizer must decode them.
-        precision: One of `precision.PRECISIONS`.
-        clip: Clip the sum of an image and a pixel frame to [0, 1], as an API that takes 8-bit images does.
-        cache: Keep image features on disk (cache.py), where KEYHOLE_CACHE does not forbid it.
+
+    Raises:
+        RecipeError: An option's value is unknown or has no effect here.
+        TaskError: The classes or the template do not fit the model.
     """
 
     def __init__(
@@ -108,40 +95,39 @@ class ClipBox:
         model: Any,
         tokenizer: Callable[..., Tensor],
         preprocess: Preprocess,
+        request: BoxRequest,
         *,
-        uri: str,
-        classes: Sequence[str],
-        template: str,
-        gives: frozenset[str] | None = None,
-        device: str = "cpu",
         identity: dict[str, Any],
         vocabulary: frozenset[int] | None = None,
-        precision: str = "fp32",
-        clip: bool = False,
-        cache: bool = True,
     ) -> None:
-        self._device = torch.device(device)
-        self._precision = precision
+        self._device = torch.device(request.device)
+        self._precision = precision = precision_of(request)
+        clip, self._cached = _switch(request, "clip", "off"), _switch(request, "cache", "on")
         self.model = model.eval().requires_grad_(False).to(self._device)
         self.preprocess = preprocess
-        # Ways are chosen in fp32, so that a canary sees mistakes and not the precision. Autocast does not reach into
-        # packed layers.
+        # Implementations are chosen in fp32, so that a canary finds mistakes and not the precision. Autocast does not
+        # reach into packed layers.
         short = precision == "bf16"
         self.image_tower = ImageTower(self.model, preprocess, clip=clip, prepack=not short)
         self.text_tower = TextTower(
-            self.model, tokenizer, tuple(classes), template, vocabulary=vocabulary, path="batched" if short else "auto"
+            self.model,
+            tokenizer,
+            request.classes,
+            request.template,
+            vocabulary=vocabulary,
+            path="batched" if short else "auto",
         )
         self._scale = float(self.model.logit_scale.detach().exp())
-        # A bias (SigLIP) is the same for all classes of a row: softmax and argmax do not see it.
+        # A bias (SigLIP) is the same for all classes of a row: it does not change softmax or argmax.
         self._template_features: Array | None = None
         self._total = Work(sequences=self.text_tower.sequences, image_encodes=self.image_tower.encodes)
         text = self._text_spec(vocabulary, tokenizer)
         self.spec = BoxSpec(
-            uri=uri,
-            gives=frozenset(GIVES) if gives is None else gives,
+            uri=request.uri,
+            gives=frozenset(GIVES) if request.gives is None else request.gives,
             accepts=frozenset({"words", "pixels"} | ({"context"} if text is not None else set())),
-            classes=tuple(classes),
-            template=template,
+            classes=request.classes,
+            template=request.template,
             image_size=preprocess.size,
             text=text,
             identity={
@@ -155,39 +141,30 @@ class ClipBox:
             + f"; {precision}",
         )
         self._block = max(1, _READ // self.image_tower.batch) * self.image_tower.batch
-        self._cached = cache
         self._cache: FeatureCache | None = None
 
     def _text_spec(self, vocabulary: frozenset[int] | None, tokenizer: Any) -> TextSpec | None:
         context = self.text_tower.template_context
         if context is None:
             return None
-        tower = getattr(self.model, "text", self.model)
-        own = hasattr(tower, "token_embedding")
-        table = (tower.token_embedding if own else tower.transformer.get_input_embeddings()).weight
-        rows = table if vocabulary is None else table[sorted(vocabulary)]
         words = None if vocabulary is None else spelled(tokenizer, vocabulary)
-        return TextSpec(
-            context=_numpy(context), sigma=float(self.text_tower.sigma), vocabulary=_numpy(rows), words=words
-        )
+        rows = _numpy(self.text_tower.known_rows)
+        return TextSpec(context=_numpy(context), sigma=self.text_tower.sigma, vocabulary=rows, words=words)
 
     @torch.inference_mode()
     def stage(self, source: ImageSource) -> StagedImages:
-        """Decode, preprocess and encode all images, once: on this machine, if the cache is on.
+        """Decode, preprocess and encode all images, once per machine where the cache is on.
 
-        What comes from the cache is counted as encoded: the account tells what a method costs, and must not depend
-        on what ran before.
+        Features from the cache count as encoded: what a method costs must not depend on what ran before.
 
-        Raises:
-            TaskError: There are no images, or one cannot be read; the message names it.
+        Raises TaskError where there are no images, or one cannot be read.
         """
         if len(source) == 0:
             raise TaskError("no images to stage; every split that is used needs at least one")
         cache = self._open_cache()
         blocks = [range(start, min(start + self._block, len(source))) for start in range(0, len(source), self._block)]
         parts: dict[int, Array] = {}
-        # Workers of a machine share the cache: each takes the blocks in an order of its own, and finds what the others
-        # have encoded meanwhile.
+        # Workers of a machine share the cache: each takes the blocks in its own order and finds those of the others.
         order = np.arange(len(blocks)) if cache is None else np.random.default_rng(os.getpid()).permutation(len(blocks))
         with computing(self._precision, self._device):
             for number in order:
@@ -203,12 +180,12 @@ class ClipBox:
         )
 
     def _block_features(self, source: ImageSource, rows: Sequence[int], cache: FeatureCache | None) -> Array:
-        """`(n, E)` of one block of images, from the cache or encoded and kept there."""
+        """`(n, E)` features of one block of images, from the cache, or encoded and saved to it."""
         images = one_by_one(source, rows)
         if cache is None:
             return self._encoded(images)
         first = next(images)
-        if cache.may_hold(digest(first)):  # then telling the images apart will do, and none need be decoded
+        if cache.may_hold(digest(first)):  # then hashes may suffice, without decoding
             contents = [digest(first), *map(digest, images)]
             found = cache.load(contents)
             if found is not None:
@@ -226,7 +203,7 @@ class ClipBox:
         return self._features(self.image_tower.encode(self._pixels(images)))
 
     def _open_cache(self) -> FeatureCache | None:
-        """The cache of this model as it computes here; None where it is off."""
+        """The feature cache for this model on this machine; None where it is off."""
         folder = cache_folder() if self._cached else None
         if folder is None:
             return None
@@ -250,7 +227,8 @@ class ClipBox:
     def answer(self, prompts: Prompts, staged: StagedImages, rows: Array) -> Outputs:
         """The richest kind that the box gives, for P candidates on these rows.
 
-        What does not depend on the candidate comes back once: text (1, C, E) or image (1, B, E). NaN passes through.
+        Features that do not depend on the candidate come back once: text (1, C, E) or image (1, B, E). NaN passes
+        through.
 
         Raises:
             RefusedError: The box does not accept this kind of prompt.
@@ -276,7 +254,7 @@ class ClipBox:
             return self._features(self.text_tower.encode_words(prompts.words))
         if prompts.context is None:
             if self._template_features is None:
-                # A constant of the task, computed by each process for itself: like opening, not on the account.
+                # A constant of the task that every process computes for itself: not booked, like opening.
                 before = self.text_tower.sequences
                 if self.spec.text is None:
                     self._template_features = self._features(self.text_tower.encode_words([self.spec.template]))
@@ -298,7 +276,7 @@ class ClipBox:
         return self._features(torch.cat(parts, 1))
 
     def _features(self, features: Tensor) -> Array:
-        """Normalised features as an array; what bfloat16 has rounded is given its unit length back."""
+        """Normalised features as an array; those rounded to bfloat16 are normalised again."""
         if features.dtype != torch.float32:
             features = F.normalize(features.float(), dim=-1)
         return _numpy(features)
@@ -319,8 +297,16 @@ class ClipBox:
         return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(self._device)
 
 
+def _switch(request: BoxRequest, name: str, default: str) -> bool:
+    """Whether an option is on. Raises RecipeError for another value than on and off."""
+    value = request.options.get(name, default)
+    if value not in ("on", "off"):
+        raise RecipeError(f"box {request.uri!r}: {name}={value}; it is on or off")
+    return value == "on"
+
+
 def _noting(images: Iterable[Array | Encoded], contents: list[str]) -> Iterator[Array | Encoded]:
-    """The same images; what tells each apart is added to `contents` as it passes."""
+    """The same images; the digest of each is appended to `contents` as it passes."""
     for image in images:
         contents.append(digest(image))
         yield image

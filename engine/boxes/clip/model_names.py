@@ -1,19 +1,19 @@
-"""open_clip's names, tags and folders -> a box: what a box URI means in open_clip's own world.
+"""open_clip's model names, tags, hub repositories and folders -> a box.
 
-Knows nothing of file formats (weights.py) or of how a box answers (clip.py).
+File formats are read in weights.py; the box itself is in box.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import open_clip
 from torch import nn
 
-from engine.boxes import refuse_unknown
-from engine.boxes.clip.box import OPTIONS, ClipBox, settings_of
+from engine.boxes import BoxRequest
+from engine.boxes.clip.box import OPTIONS, ClipBox
 from engine.boxes.clip.weights import (
     ACTIVATIONS,
     PREPROCESSING,
@@ -24,31 +24,23 @@ from engine.boxes.clip.weights import (
     random_model,
     state_sha256,
 )
-from engine.errors import RecipeError, nearest
+from engine.errors import RecipeError, few, nearest
 
 _SUFFIX = "-quickgelu"
 
 
-def open_named(
-    rest: str,
-    *,
-    uri: str,
-    classes: tuple[str, ...],
-    template: str,
-    gives: frozenset[str] | None,
-    device: str,
-    options: Mapping[str, str],
-) -> ClipBox:
-    """`open_clip:MODEL,WEIGHTS`: a published tag, a file, or `random`.
+def open_named(request: BoxRequest) -> ClipBox:
+    """Open `open_clip:MODEL,WEIGHTS`, WEIGHTS being a published tag, a file, or `random`.
 
     Options: `seed` of random weights; `activation` (quickgelu or gelu) and `tag` (the published weights whose
-    activation and preprocessing apply) of a file; those of `clip.settings_of`.
+    activation and preprocessing apply) of a file; and `box.OPTIONS`.
 
     Raises:
         RecipeError: The model, the weights or an option is unknown, or the box cannot tell what a file needs.
         BoxError: Published weights could not be fetched.
     """
-    name, comma, weights = rest.partition(",")
+    uri, options = request.uri, request.options
+    name, comma, weights = request.rest.partition(",")
     if name not in open_clip.list_models():
         raise RecipeError(
             f"box {uri!r}: open_clip has no model {name!r}{nearest(name, open_clip.list_models())}; "
@@ -58,18 +50,18 @@ def open_named(
     if not comma or not weights:
         raise RecipeError(
             f"box {uri!r}: which weights of {name}? write open_clip:{name},WEIGHTS with a file, `random`, "
-            f"or a published tag ({_some(tags)})"
+            f"or a published tag ({few(tags, 6)})"
         )
     if weights == "random":
-        refuse_unknown(uri, options, ("seed", *OPTIONS))
+        request.allow("seed", *OPTIONS)
         model, identity = random_model(uri, name, options.get("seed", "0"))
     elif (tag := weights.lower().replace("-", "_")) in tags:
-        refuse_unknown(uri, options, OPTIONS)
+        request.allow(*OPTIONS)
         published = open_clip.get_pretrained_cfg(name, tag)
         path = fetched(uri, lambda: open_clip.download_pretrained(published))
         model, identity = model_from_file(uri, name, Path(path), _quick(name, published), published)
     elif Path(weights).is_file():
-        refuse_unknown(uri, options, ("activation", "tag", *OPTIONS))
+        request.allow("activation", "tag", *OPTIONS)
         quick, published = _meaning(uri, name, options)
         model, identity = model_from_file(uri, name, Path(weights), quick, published)
     else:
@@ -77,54 +69,61 @@ def open_named(
             raise RecipeError(f"box {uri!r}: there is no weights file {weights!r}; check the path")
         raise RecipeError(
             f"box {uri!r}: {weights!r} is no tag of {name}{nearest(weights, tags)} and no file; "
-            f"its published tags: {_some(tags)}"
+            f"its published tags: {few(tags, 6)}"
         )
-    tokenizer = fetched(uri, lambda: open_clip.get_tokenizer(name))
-    task: dict[str, Any] = {"classes": classes, "template": template, "gives": gives}
-    return _box(model, tokenizer, identity, uri, device, options, task)
+    return _box(name, model, identity, request)
 
 
-def open_hub(rest: str, *, uri: str, device: str, options: Mapping[str, str], **task: Any) -> ClipBox:
-    """`hf-hub:ORG/REPO`, by open_clip's own loading. Raises BoxError where it cannot be fetched."""
-    refuse_unknown(uri, options, OPTIONS)
-    if rest.count("/") != 1 or not all(rest.split("/")):
-        raise RecipeError(f"box {uri!r}: a repository is named hf-hub:ORG/REPO")
-    return _open_elsewhere(f"hf-hub:{rest}", f"hf-hub:{rest}", uri, device, options, task)
+def open_hub(request: BoxRequest) -> ClipBox:
+    """Open `hf-hub:ORG/REPO` by open_clip's own loading.
+
+    Raises:
+        RecipeError: The repository is named wrongly, or an option is unknown.
+        BoxError: It could not be fetched.
+    """
+    request.allow(*OPTIONS)
+    if request.rest.count("/") != 1 or not all(request.rest.split("/")):
+        raise RecipeError(f"box {request.uri!r}: a repository is named hf-hub:ORG/REPO")
+    return _open_elsewhere(request, f"hf-hub:{request.rest}", f"hf-hub:{request.rest}")
 
 
-def open_folder(rest: str, *, uri: str, device: str, options: Mapping[str, str], **task: Any) -> ClipBox:
-    """`local-dir:PATH`, a folder with open_clip_config.json and weights, by open_clip's own loading."""
-    refuse_unknown(uri, options, OPTIONS)
-    if not (Path(rest) / "open_clip_config.json").is_file():
-        raise RecipeError(f"box {uri!r}: no open_clip_config.json in {rest!r}; name a folder that open_clip wrote")
+def open_folder(request: BoxRequest) -> ClipBox:
+    """Open `local-dir:PATH`, a folder with open_clip_config.json and weights, by open_clip's own loading.
+
+    Raises:
+        RecipeError: There is no such folder, or an option is unknown.
+        BoxError: What lies there could not be loaded.
+    """
+    request.allow(*OPTIONS)
+    path = Path(request.rest)
+    if not (path / "open_clip_config.json").is_file():
+        raise RecipeError(
+            f"box {request.uri!r}: no open_clip_config.json in {request.rest!r}; name a folder that open_clip wrote"
+        )
     # Its name and not its path: the same folder on another machine is the same model.
-    return _open_elsewhere(f"local-dir:{rest}", f"local-dir:{Path(rest).resolve().name}", uri, device, options, task)
+    return _open_elsewhere(request, f"local-dir:{request.rest}", f"local-dir:{path.resolve().name}")
 
 
-def _open_elsewhere(
-    name: str, known_as: str, uri: str, device: str, options: Mapping[str, str], task: dict[str, Any]
-) -> ClipBox:
-    """A model whose configuration lies beside its weights."""
-    model = fetched(uri, lambda: open_clip.create_model(name, require_pretrained=True))
-    tokenizer = fetched(uri, lambda: open_clip.get_tokenizer(name))
+def _open_elsewhere(request: BoxRequest, name: str, known_as: str) -> ClipBox:
+    """A model whose configuration is stored beside its weights."""
+    model = fetched(request.uri, lambda: open_clip.create_model(name, require_pretrained=True))
     quick = open_clip.get_model_config(name).get("quick_gelu", False)
-    return _box(model, tokenizer, identity_of(known_as, state_sha256(model), quick), uri, device, options, task)
+    return _box(name, model, identity_of(known_as, state_sha256(model), quick), request)
 
 
 def _quick(name: str, published: Mapping[str, Any]) -> bool:
-    """Whether published weights want quick-GELU: the tag says it, or the model's own configuration."""
+    """Whether published weights need quick-GELU, by their tag or by the model's configuration."""
     return bool(published.get("quick_gelu", open_clip.get_model_config(name).get("quick_gelu", False)))
 
 
 def _meaning(uri: str, name: str, options: Mapping[str, str]) -> tuple[bool, Mapping[str, Any]]:
-    """The activation and the published preprocessing that apply to a file, which has neither in it.
+    """The activation (whether quick-GELU) and the published preprocessing for a file, which stores neither.
 
-    Raises:
-        RecipeError: More than one is possible and no option says which.
+    Raises RecipeError where more than one is possible and no option says which.
     """
     tags = open_clip.list_pretrained_tags_by_model(name)
     if (tag := options.get("tag")) is not None and tag not in tags:
-        raise RecipeError(f"box {uri!r}: tag={tag}{nearest(tag, tags)}; the tags of {name}: {_some(tags)}")
+        raise RecipeError(f"box {uri!r}: tag={tag}{nearest(tag, tags)}; the tags of {name}: {few(tags, 6)}")
     if (activation := options.get("activation")) is not None and activation not in ACTIVATIONS:
         raise RecipeError(f"box {uri!r}: activation={activation}; it is {' or '.join(ACTIVATIONS)}")
     if activation is not None:
@@ -132,11 +131,11 @@ def _meaning(uri: str, name: str, options: Mapping[str, str]) -> tuple[bool, Map
     elif tag is not None:
         quick = _quick(name, open_clip.get_pretrained_cfg(name, tag))
     elif name + _SUFFIX in open_clip.list_models():
-        # open_clip has this model in both variants, and their weights have the same names and shapes.
+        # open_clip has both variants of this model, with the same names and shapes of weights.
         raise RecipeError(
             f"box {uri!r}: weights of {name} were trained with GELU or with quick-GELU and the file does not tell; "
             "add ?activation=quickgelu (OpenAI's own weights), ?activation=gelu, or ?tag=TAG of the published weights "
-            f"that the file holds ({_some(tags)})"
+            f"that the file holds ({few(tags, 6)})"
         )
     else:
         quick = bool(open_clip.get_model_config(name).get("quick_gelu", False))
@@ -149,7 +148,7 @@ def _meaning(uri: str, name: str, options: Mapping[str, str]) -> tuple[bool, Map
         key = tuple(published[known].get(part) for part in PREPROCESSING)
         ways.setdefault(key, []).append(known)
     if len(ways) > 1:
-        described = " or ".join(_some(names) for names in ways.values())
+        described = " or ".join(few(names, 6) for names in ways.values())
         raise RecipeError(
             f"box {uri!r}: published weights of {name} differ in their preprocessing and the file does not tell "
             f"which it needs; add ?tag=TAG, one like {described}"
@@ -157,21 +156,6 @@ def _meaning(uri: str, name: str, options: Mapping[str, str]) -> tuple[bool, Map
     return quick, published[alike[0]] if alike else {}
 
 
-def _some(tags: Sequence[str]) -> str:
-    """The first few of many tags, for a message."""
-    return ", ".join(tags[:6]) + (f" and {len(tags) - 6} more" if len(tags) > 6 else "") if tags else "none"
-
-
-def _box(
-    model: nn.Module,
-    tokenizer: Any,
-    identity: dict[str, Any],
-    uri: str,
-    device: str,
-    options: Mapping[str, str],
-    task: dict[str, Any],
-) -> ClipBox:
-    settings = settings_of(uri, options, device)
-    return ClipBox(
-        model.eval(), tokenizer, preprocess_of(model), identity=identity, uri=uri, device=device, **settings, **task
-    )
+def _box(name: str, model: nn.Module, identity: dict[str, Any], request: BoxRequest) -> ClipBox:
+    tokenizer = fetched(request.uri, lambda: open_clip.get_tokenizer(name))
+    return ClipBox(model.eval(), tokenizer, preprocess_of(model), request, identity=identity)

@@ -1,17 +1,17 @@
-"""How exactly a local model computes: fp32, or a named shortcut whose error is on record (`keyhole doctor --box`).
+"""The precision of a local model: fp32, or a faster one whose error `keyhole doctor --box` measures.
 
-fp32 is the default everywhere: on CUDA too, where the libraries' own default (TF32) errs by more than a probe of a
-search changes.
-Knows nothing of towers, prompts or searches.
+fp32 is the default on every device. On CUDA the libraries default to TF32, whose error is larger than the effect of a
+search's probe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
 
+from engine.boxes import BoxRequest
 from engine.errors import RecipeError, nearest
 
 PRECISIONS = {
@@ -19,16 +19,15 @@ PRECISIONS = {
     "tf32": "matrix products and convolutions of float32 rounded to 10 bits of mantissa (CUDA only)",
     "bf16": "matrix products and convolutions in bfloat16, norms and sums of residuals in float32",
 }
-"""Name and what it does; `?precision=NAME` of a local box."""
+"""Name -> what it does; `?precision=NAME` of a local box."""
 
 
-def precision_of(uri: str, options: Mapping[str, str], device: str) -> str:
-    """The precision that a box's options ask for.
+def precision_of(request: BoxRequest) -> str:
+    """The precision that a box's options ask for, a key of `PRECISIONS`.
 
-    Raises:
-        RecipeError: It is unknown, or would change nothing on this device.
+    Raises RecipeError where it is unknown, or would change nothing on this device.
     """
-    name = options.get("precision", "fp32")
+    uri, device, name = request.uri, request.device, request.options.get("precision", "fp32")
     if name not in PRECISIONS:
         raise RecipeError(f"box {uri!r}: precision={name}{nearest(name, PRECISIONS)}; it is {', '.join(PRECISIONS)}")
     if name == "tf32" and torch.device(device).type != "cuda":
@@ -38,7 +37,7 @@ def precision_of(uri: str, options: Mapping[str, str], device: str) -> str:
 
 @contextmanager
 def computing(precision: str, device: torch.device) -> Iterator[None]:
-    """While open, torch computes like this on this device; afterwards as before."""
+    """Within the block, torch computes in this precision on this device."""
     matmul, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, convolutions.allow_tf32
     matmul.allow_tf32 = convolutions.allow_tf32 = precision == "tf32"

@@ -1,22 +1,20 @@
-"""Shared-prefix evaluation of a causal text tower: what P candidates share is computed once, what C classes share too.
+"""Shared-prefix evaluation of a causal text tower: what candidates or classes share is computed once.
 
 A prompt is `[start] context name [end]`. Under a causal mask the start token's keys and values are constants of the
 model, the context is the same for all classes of a candidate, and a name's input to the first layer is the same for all
-candidates. So a candidate costs M + S tokens, S the tokens of all names together, in place of C x 77. In the last layer
-only end tokens are pooled, so only they get queries, outputs and an MLP. The result is the plain forward's, to fp32
-rounding (a few 1e-7 on normalised features).
+candidates. So a candidate costs M + S tokens, S the tokens of all names together, instead of C x 77. In the last layer
+only end tokens are pooled, so only they need queries, outputs and an MLP. The result is that of the plain forward pass,
+to fp32 rounding (a few 1e-7 on normalised features).
 
 The rows of a chunk of g candidates are their `[g, M]` context tokens, then for each length n the `[g, c, n]` tokens of
-the c names of that length: every part that attention needs is a contiguous slice. Chunks follow from shapes alone, so
-the same P, M and classes give the same bits; a candidate in other company agrees to rounding.
+the c names of that length: every part that attention needs is a contiguous slice. Chunks depend on shapes only, so the
+same P, M and classes give the same bits; a candidate in another batch agrees to rounding.
 
-With a context per class nothing is shared by names but the start token: then each name stands behind contexts of its
-own, C (M + n) tokens a candidate, and a chunk's g contexts are those of v names in turn.
+With a context per class, names share the start token only: each name follows contexts of its own, C (M + n) tokens per
+candidate, and the g contexts of a chunk cycle through v names.
 
 Letters beyond the design's: g contexts of a chunk, h heads, d = W / h, n tokens of a name, c names of one length behind
-each context, v kinds of names that contexts have in turn: 1, or with a context per class those of one length.
-
-Knows nothing of tokenizers, of images, or of towers without a causal mask.
+each context, v distinct names cycled along the contexts: 1, or with a context per class all names of one length.
 """
 
 from __future__ import annotations
@@ -35,15 +33,15 @@ from engine.boxes.clip.tokenized_prompts import PromptTokens
 from engine.boxes.clip.transformer_blocks import norm, prepare_layers
 
 CHUNK_ROWS = {True: 1024, False: 16384}
-"""Token rows of a chunk, on a CPU or not: enough to fill a matrix product, few enough to stay near the processor."""
+"""Token rows of a chunk, on a CPU or not: enough to fill a matrix product, few enough for the cache."""
 
 KeyValues = list[tuple[Tensor, Tensor]]
-"""By layer, keys and values of what all names see, `(candidates * h, tokens, d)` each."""
+"""For each layer the keys and values that all names attend to, `(candidates * h, tokens, d)` each."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Bucket:
-    """Names of one length."""
+    """The names of one length."""
 
     size: int
     """n"""
@@ -54,7 +52,7 @@ class _Bucket:
     heads: Tensor
     """`(3, v, h, c * n, d)` queries, keys and values of the first layer."""
     mask: Tensor
-    """`(n, n)`, keys by queries, to add to scores: -inf where the key comes later."""
+    """`(n, n)`, keys by queries, added to scores: -inf where the key comes later."""
 
     @property
     def num_rows(self) -> int:
@@ -63,31 +61,31 @@ class _Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The names of one task behind contexts of one length: all that candidates share."""
+    """The names of a task behind contexts of one length: what all candidates share."""
 
     num_context: int
     """M'"""
     slabs: list[list[_Bucket]]
-    """Names that go through the tower together, of one length or several."""
+    """Names that pass through the tower together, of one length or several."""
     order: Tensor
     """`(C,)` the class of each name, slab by slab."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnPlan:
-    """The names of one task, each behind contexts of its own."""
+    """The names of a task, each behind contexts of its own."""
 
     buckets: list[tuple[Tensor, _Bucket]]
-    """Names of one length that go through the tower together: their classes, and v of them with c = 1."""
+    """Names of one length that pass through the tower together: their classes `(v,)`, and a bucket with c = 1."""
 
 
 class PackedText:
     """A causal text tower, shared by all tasks of a model.
 
     Args:
-        text: open_clip's CLIP or TextTransformer, against which `packed_layers.why_not` says nothing.
-        start: the id of its start token.
-        prepack: see `packed_layers.prepare_layers`.
+        text: open_clip's CLIP or TextTransformer, for which `transformer_blocks.why_not` returns "".
+        start: The id of its start token.
+        prepack: As in `transformer_blocks.prepare_layers`.
     """
 
     def __init__(self, text: Any, start: int, *, prepack: bool = True) -> None:
@@ -102,15 +100,15 @@ class PackedText:
             self._start = self._start_key_values(start)
 
     def plan(self, tokens: PromptTokens, num_context: int, *, own: bool = False) -> Plan | OwnPlan:
-        """What does not depend on candidates, for contexts that all classes share or have of their own.
+        """What does not depend on candidates, for M' = `num_context` tokens; `own`: for a context per class.
 
-        Raises TaskError where a prompt with so long a context does not fit.
+        Raises TaskError where a prompt with a context of this length does not fit.
         """
         tokens.rows(num_context)
         return self._plan_own(tokens, num_context) if own else self._plan_shared(tokens, num_context)
 
     def encode(self, plan: Plan | OwnPlan, contexts: Tensor) -> Tensor:
-        """`(P, M', W)` contexts, of an own plan `(P, C, M', W)`, -> `(P, C, E)` L2-normalised. No gradient flows."""
+        """`(P, M', W)` contexts, or `(P, C, M', W)` for an `OwnPlan` -> `(P, C, E)` L2-normalised, without gradient."""
         with torch.no_grad():
             if isinstance(plan, OwnPlan):
                 return self._encode_own(plan, contexts)
@@ -160,7 +158,7 @@ class PackedText:
         return _in_order(torch.cat(found, 1), torch.cat([classes for classes, _ in plan.buckets]))
 
     def _bucket(self, suffixes: list[tuple[int, ...]], first: int, *, own: bool = False) -> _Bucket:
-        """Names of one length, from position `first` on; behind the same contexts, or each behind its own."""
+        """Names of one length that begin at position `first`, behind shared contexts or each behind its own."""
         device, size = self._embedding.device, len(suffixes[0])
         rows = self._embedding[torch.tensor(suffixes, device=device)] + self._positions[first : first + size]
         kinds, layer = len(suffixes) if own else 1, self._layers.blocks[0]
@@ -187,7 +185,7 @@ class PackedText:
         return heads.view(num, self._num_heads, tokens, size).transpose(1, 2).reshape(num * tokens, width)
 
     def _start_key_values(self, start: int) -> KeyValues:
-        """Of the start token, `(h, 1, d)` by layer. It sees only itself, so what it attends to is its own value."""
+        """The start token's, `(h, 1, d)` per layer. It attends to itself only, so its output is its own value."""
         found: KeyValues = []
         x = self._embedding[start : start + 1] + self._positions[:1]
         for layer in self._layers.blocks:
@@ -201,7 +199,7 @@ class PackedText:
     def _encode(self, slab: Sequence[_Bucket], contexts: Tensor, prefix: KeyValues) -> Tensor:
         """The names of a slab behind g contexts `(g, M, W)` -> `(g, names, E)`, in the slab's order.
 
-        The contexts go through the tower with a group's first slab, which leaves their keys and values in `prefix`.
+        The contexts pass through the tower with the first slab, which leaves their keys and values in `prefix`.
         """
         num, tokens, width = contexts.shape
         first_slab = not prefix
@@ -240,7 +238,7 @@ class PackedText:
     def _slab_heads(
         self, slab: Sequence[_Bucket], normed: Tensor, projected: Tensor, num: int, *, last: bool
     ) -> Iterator[Sequence[Tensor]]:
-        """By bucket: queries, keys and values `(g * h, c * n, d)`; in the last layer queries of end tokens only."""
+        """Queries, keys and values `(g * h, c * n, d)` by bucket; in the last layer queries of end tokens only."""
         parts = projected.split([num * bucket.num_rows for bucket in slab])
         if not last:
             yield from (self._heads(part, num).unbind() for part in parts)
@@ -259,14 +257,14 @@ class PackedText:
 
 
 def _in_order(features: Tensor, classes: Tensor) -> Tensor:
-    """`(P, C, E)`, of these classes, in the order of the task."""
+    """`(P, C, E)` features of these classes, reordered as in the task."""
     placed = torch.empty_like(features)
     placed[:, classes] = features
     return placed
 
 
 def _first_heads(slab: Sequence[_Bucket], num: int, *, last: bool) -> Iterator[Sequence[Tensor]]:
-    """What `_slab_heads` gives, for the first layer: the same for all candidates."""
+    """As `_slab_heads`, for the first layer, where they are the same for all candidates."""
     for bucket in slab:
         turns = num // len(bucket.rows)
         query, keys, values = bucket.heads[:, None].expand(-1, turns, -1, -1, -1, -1).flatten(1, 3)
@@ -274,7 +272,7 @@ def _first_heads(slab: Sequence[_Bucket], num: int, *, last: bool) -> Iterator[S
 
 
 def _by_name(x: Tensor, slab: Sequence[_Bucket], num: int) -> list[Tensor]:
-    """Rows of a slab -> by bucket `(g * c, n, W)`."""
+    """Rows of a slab -> for each bucket `(g * c, n, W)`."""
     parts = x.split([num * bucket.num_rows for bucket in slab])
     return [part.unflatten(0, (-1, bucket.size)) for part, bucket in zip(parts, slab, strict=True)]
 
@@ -297,11 +295,11 @@ def _attend(
     """Attention of c names to the prefix and each to itself, under one softmax.
 
     Args:
-        query: `(b, c * m, d)`, b = g * h, m queries a name, scaled.
+        query: `(b, c * m, d)`, b = g * h, m queries per name, scaled.
         keys, values: `(b, c * n, d)`, of the names.
-        prefix_keys, prefix_values: `(b, 1 + M, d)`, seen by all.
+        prefix_keys, prefix_values: `(b, 1 + M, d)`, shared by all names.
         size: n.
-        mask: `(n, m)` to add to a name's scores of itself.
+        mask: `(n, m)`, added to the scores of a name with itself.
 
     Returns:
         `(b, c * m, d)`.

@@ -1,10 +1,8 @@
-"""Text features of C classes for P candidates: which way this model allows, and the way that every model allows.
+"""Text features of C classes for P candidates, by the fastest implementation that a model allows.
 
-Three ways, all the same to fp32 rounding. `plain`: open_clip's own forward, one candidate at a time, differentiable.
-`batched`: the same with candidates side by side. `packed` (packed_text.py): causal towers, the shared prefix once per
-candidate. The model's configuration chooses; a canary at opening compares the choice with the model itself.
-
-Knows nothing of images, of search, or of how contexts are parametrized.
+There are three, equal to fp32 rounding. `plain`: open_clip's own forward pass, a candidate at a time, differentiable.
+`batched`: the same, several candidates at a time. `packed` (text_shared_prefix.py): causal towers, the shared prefix
+once per candidate. The model's configuration decides; at opening, a canary compares the choice with the model.
 """
 
 from __future__ import annotations
@@ -25,9 +23,9 @@ from engine.errors import RecipeError, RefusedError, TaskError
 
 PATHS = ("auto", "packed", "batched", "plain")
 TOLERANCE = 1e-5
-"""Largest difference of normalised features that the canary lets pass; rounding makes about 1e-7, a mistake > 1e-2."""
+"""Largest difference of normalised features that passes the canary; rounding gives about 1e-7, a mistake over 1e-2."""
 _POSITIONS_PER_CALL = 2048
-"""Token positions of one call of the model in the batched way: the partition depends on shapes alone."""
+"""Token positions per call of the batched implementation, so that the partition depends on shapes only."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,27 +35,30 @@ class TextTower:
 
     Args:
         model: open_clip's CLIP, CustomTextCLIP or CoCa, in eval mode and float32.
-        tokenizer: the model's own.
+        tokenizer: The model's own.
         classes: C names.
-        template: words with one `{}`; the words before it are the context that candidates replace.
-        vocabulary: token ids that the model knows, where it does not know all of its tokenizer's.
-        path: "auto", or one of "packed", "batched", "plain" to insist.
+        template: Words with one `{}`; the words before it are the context that candidates replace.
+        vocabulary: Token ids that the model knows, where these are not all of its tokenizer's.
+        path: The implementation: one of `PATHS`; "auto" is the fastest that agrees with the model.
 
     Raises:
-        TaskError: names or a template that this model cannot hold, by name.
-        RefusedError: a path that this model does not allow.
+        TaskError: Names or a template do not fit into the model's positions or vocabulary.
+        RecipeError: The path is unknown.
+        RefusedError: The path is one that this model does not allow.
     """
 
     path: str
-    """The way taken: "packed", "batched" or "plain"; "words" where the tower takes no contexts."""
+    """The implementation: "packed", "batched" or "plain"; "words" where the tower takes no contexts."""
     why: str
-    """The reason, in words."""
+    """Why it was chosen, in words."""
     sequences: int
-    """Text-tower sequences so far: C for each candidate, whatever the way."""
+    """Text-tower sequences so far: C per candidate, whatever the implementation."""
     template_context: Tensor | None
     """`(M, W)` float32, the template's own token vectors; None where the tower takes words only."""
+    known_rows: Tensor
+    """`(V, W)` rows of the token embedding: those that the vocabulary names, or all."""
     sigma: float
-    """Standard deviation of the entries of the token embedding (of the rows that the vocabulary names)."""
+    """Standard deviation of the entries of `known_rows`."""
 
     def __init__(
         self,
@@ -83,7 +84,8 @@ class TextTower:
         self._tokens = self._tokenize(template)
         self._embedding = _token_embedding(self._text)
         weight = self._embedding.weight.detach()
-        self.sigma = float((weight if vocabulary is None else weight[sorted(vocabulary)]).std())
+        self.known_rows = weight if vocabulary is None else weight[sorted(vocabulary)]
+        self.sigma = float(self.known_rows.std())
         self._packed: PackedText | None = None
         self._plans: dict[tuple[int, bool], Plan | OwnPlan] = {}
         self.path, self.why = self._choose(path)
@@ -96,11 +98,11 @@ class TextTower:
             contexts: `(P, M', W)` vectors in place of the template's words before `{}`; M' need not be M. Or a
                 context of its own for every class, `(P, C, M', W)`, which shares no prefix and so costs C M' tokens
                 more. None: the template itself, P = 1.
-            path: another way for this call. Where `contexts` needs a gradient, the way is plain.
+            path: Another implementation for this call. Where `contexts` needs a gradient, it is "plain".
 
         Raises:
-            RefusedError: contexts of a wrong shape, or given to a tower that takes words only.
-            TaskError: a class whose prompt does not fit behind a context so long.
+            RefusedError: `contexts` has a wrong shape, or the tower takes words only.
+            TaskError: The prompt of a class does not fit with a context of this length.
         """
         open_ways = {"words": ("words",), "packed": PATHS[1:]}.get(self.path, PATHS[2:])
         path = path or self.path
@@ -113,11 +115,14 @@ class TextTower:
         return self._encode(self._tokens, contexts, "plain" if differentiable else path)
 
     def encode_words(self, templates: Sequence[str]) -> Tensor:
-        """L2-normalised text features `(P, C, E)` of P templates in words, each with one `{}`."""
+        """L2-normalised text features `(P, C, E)` float32 of P templates in words, each with one `{}`.
+
+        Raises TaskError where a template does not fit the model or has words that it does not know.
+        """
         return torch.cat([self._encode(self._tokenize(template), None, self.path) for template in templates])
 
     def knows(self, template: str) -> bool:
-        """Whether this template can be asked: it fits the model and has no word outside its vocabulary."""
+        """Whether a template fits the model and has no word outside its vocabulary."""
         try:
             self._tokenize(template)
         except TaskError:
@@ -125,7 +130,7 @@ class TextTower:
         return True
 
     def _choose(self, asked: str) -> tuple[str, str]:
-        """The way to go and the reason, after two prompts have been compared with the model itself."""
+        """The implementation and why, after comparing it with the model on two prompts."""
         reason = why_not(self._text) or _why_no_end(self._text, self._tokens)
         if asked == "packed" and reason:
             raise RefusedError(f"path='packed' came, but {reason}; leave the path to 'auto'")
@@ -146,9 +151,9 @@ class TextTower:
         return "words", reason
 
     def _canary(self, path: str) -> float:
-        """The largest difference between this way and the model on two prompts: the longest name, the shortest.
+        """The largest difference from the model on two prompts, those of the longest and the shortest name.
 
-        inf where it is not a number, or the tower refuses.
+        inf where it is NaN, or the tower refuses.
         """
         sizes = [len(suffix) for suffix in self._tokens.suffixes]
         some = self._tokens.only([sizes.index(max(sizes)), sizes.index(min(sizes))])
@@ -186,7 +191,7 @@ class TextTower:
         return contexts.to(device=self._device, dtype=self._embedding.weight.dtype)
 
     def _encode(self, tokens: PromptTokens, contexts: Tensor | None, path: str) -> Tensor:
-        """Features of contexts, or of a template's own words, counted."""
+        """Features of contexts, or of a template's own words; counts the sequences."""
         self.sequences += len(tokens.classes) * (1 if contexts is None else len(contexts))
         with torch.set_grad_enabled(contexts is not None and contexts.requires_grad and torch.is_grad_enabled()):
             if path == "words":
@@ -195,7 +200,7 @@ class TextTower:
             return self._run(tokens, self._words(tokens)[None] if contexts is None else contexts, path)
 
     def _run(self, tokens: PromptTokens, contexts: Tensor, path: str) -> Tensor:
-        """`(P, C, E)` features, by the way named."""
+        """`(P, C, E)` features, by the implementation named."""
         if self._packed is not None and path == "packed":
             num_context, own = contexts.shape[-2], contexts.dim() == 4
             if tokens is not self._tokens:
@@ -209,7 +214,7 @@ class TextTower:
         return self._forward(ids, contexts, len(tokens.start)).unflatten(0, (len(contexts), len(ids)))
 
     def _forward(self, ids: Tensor, contexts: Tensor, first: int) -> Tensor:
-        """`(P * C, E)` features by open_clip's own forward, contexts in place of the embeddings from `first` on."""
+        """`(P * C, E)` features by open_clip's forward pass; contexts replace the embeddings from `first` on."""
         num, num_classes = len(contexts), len(ids)
         if contexts.dim() == 3:
             contexts = contexts[:, None].expand(-1, num_classes, -1, -1)
@@ -221,15 +226,15 @@ class TextTower:
         return torch.cat(features)
 
     def _calls(self, sequences: Tensor) -> tuple[Tensor, ...]:
-        """Sequences, cut to what one call of the model takes."""
+        """Sequences, split into calls of the model."""
         return sequences.split(max(1, _POSITIONS_PER_CALL // self._length))
 
 
 @contextmanager
 def _replaced(embedding: nn.Embedding, contexts: Tensor, first: int) -> Iterator[None]:
-    """While open: the embedding's output `(n, L, W)` holds `contexts` `(n, M, W)` from position `first` on.
+    """Within the block, the embedding's output `(n, L, W)` holds `contexts` `(n, M, W)` from position `first` on.
 
-    A hook on the embedding leaves everything behind it to the model: positions, masks, pooling, whatever they are.
+    A hook on the embedding leaves all later steps (positions, masks, pooling) to the model.
     """
     end = first + contexts.shape[1]
 
@@ -256,7 +261,7 @@ def _token_embedding(text: Any) -> nn.Embedding:
 
 
 def _why_no_end(text: Any, tokens: PromptTokens) -> str:
-    """Why these prompts cannot be cut behind their end token; "" where they can."""
+    """Why these prompts cannot be truncated after their end token; "" where they can."""
     if len(tokens.start) != 1:
         return f"prompts begin with {len(tokens.start)} start tokens, not one"
     pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
@@ -270,7 +275,7 @@ def _why_no_end(text: Any, tokens: PromptTokens) -> str:
 
 
 def _positions(text: Any, tokenizer: Any) -> int:
-    """Text positions of the model; a Hugging Face tower has as many as its tokenizer says."""
+    """Text positions of the model; for a Hugging Face tower, those of its tokenizer."""
     if hasattr(text, "token_embedding"):
         return int(text.context_length)
     return int(tokenizer.context_length)

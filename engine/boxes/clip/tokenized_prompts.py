@@ -1,9 +1,7 @@
-"""A template and class names as token ids, cut where the context ends.
+"""A template and class names as token ids, split where the context ends.
 
-A prompt is `[start] context name [end]`: the template's words before `{}` are the context, and what follows `{}` goes
-with the name.
-
-Knows nothing of models, or of contexts that are not words.
+A prompt is `[start] context name [end]`: the template's words before `{}` are the context; those after it belong to the
+name.
 """
 
 from __future__ import annotations
@@ -14,13 +12,13 @@ from itertools import chain, takewhile
 from string import punctuation
 from typing import Any
 
-from engine.errors import RefusedError, TaskError, UnknownWordsError
+from engine.errors import RefusedError, TaskError, UnknownWordsError, few
 
 Tokenizer = Callable[..., Any]
 """An open_clip tokenizer: `tokenizer(texts, context_length=n)` -> `(len(texts), n)` int64 ids, padded behind."""
 
 _ROOM = 4
-"""Prompts are tokenised in this many times the model's positions, so that one that is too long is seen, not cut."""
+"""Prompts are tokenised into this many times the model's positions, so that long ones are found and not truncated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,13 +26,13 @@ class PromptTokens:
     """C prompts of one template, in token ids."""
 
     start: tuple[int, ...]
-    """What the tokenizer puts before every text: a start token, or nothing (SigLIP)."""
+    """Ids before every text: a start token, or none (SigLIP)."""
     context: tuple[int, ...]
     """M ids: the template's words before `{}`."""
     suffixes: tuple[tuple[int, ...], ...]
-    """Of each class: its name and the words behind it, then `end`."""
+    """For each class its name and the words after it, then `end`."""
     end: tuple[int, ...]
-    """What the tokenizer puts behind every text; () where that is the pad itself (SigLIP's T5 vocabulary)."""
+    """Ids after every text; () where this is the pad itself (SigLIP's T5 vocabulary)."""
     pad: int
     length: int
     """Positions of the model."""
@@ -43,8 +41,8 @@ class PromptTokens:
     def rows(self, num_context: int | None = None) -> list[list[int]]:
         """C rows of `length` ids, for a context of `num_context` vectors (None: the template's words).
 
-        A context of vectors has no ids; each of its positions holds the first id of the name, which no model takes
-        for an end token or a pad. Raises TaskError naming a class whose prompt does not fit.
+        Vectors have no ids: each of their positions holds the first id of the name, which no model mistakes for an end
+        token or a pad. Raises TaskError naming a class whose prompt does not fit.
         """
         rows = []
         for name, suffix in zip(self.classes, self.suffixes, strict=True):
@@ -69,7 +67,7 @@ class PromptTokens:
 
 
 def split_template(template: str) -> tuple[str, str]:
-    """The words before and behind the one `{}` of a template. Raises TaskError where there is none, or more than one.
+    """The words before and after the one `{}` of a template. Raises TaskError where there is none, or more than one.
 
     >>> split_template("a photo of a {}.")
     ('a photo of a ', '.')
@@ -89,17 +87,16 @@ def tokenize_prompts(
     """Token ids of `template.format(name)` for every class, through the model's own tokenizer.
 
     Args:
-        tokenizer: the model's own.
+        tokenizer: The model's own.
         classes: C names.
-        template: words with one `{}` for the name.
-        length: positions of the model.
-        vocabulary: the ids that the model knows, where it does not know all of its tokenizer's.
+        template: Words with one `{}` for the name.
+        length: Positions of the model.
+        vocabulary: Ids that the model knows, where these are not all of its tokenizer's.
 
     Raises:
-        TaskError: a name or template that is empty, too long, or melts together with the word before it (then the
-            context has no end).
-        UnknownWordsError: words outside the vocabulary.
-        RefusedError: a tokenizer that does not put its padding last.
+        TaskError: A name is empty, a prompt is too long, or a name merges with the word before it into one token.
+        UnknownWordsError: A word is outside the vocabulary.
+        RefusedError: The tokenizer does not put its padding last.
     """
     before, behind = split_template(template)
     if not classes:
@@ -139,7 +136,7 @@ def tokenize_prompts(
     )
     if vocabulary is not None:
         _refuse_unknown(tokenizer, template, found, vocabulary)
-    found.rows()  # names that do not fit are refused here, at opening
+    found.rows()  # refuses names that do not fit, when a box is opened
     return found
 
 
@@ -151,12 +148,12 @@ def _unpadded(row: Sequence[int], pad: int) -> tuple[int, ...]:
 
 
 def _refuse_unknown(tokenizer: Tokenizer, template: str, tokens: PromptTokens, vocabulary: Collection[int]) -> None:
-    """Raise UnknownWordsError naming all words outside the vocabulary, and where the first of them stands."""
+    """Raise UnknownWordsError naming all words outside the vocabulary, and where the first occurs."""
     known = {*vocabulary, *tokens.start, *tokens.end, tokens.pad}
     if known.issuperset(chain(tokens.context, *tokens.suffixes)):
         return
     before, behind = split_template(template)
-    ending = "".join(takewhile(str.isalnum, behind))  # "{}s" makes other words of the names
+    ending = "".join(takewhile(str.isalnum, behind))  # "{}s" changes the names' words
     texts = {f"{template=}": f"{before} {behind.removeprefix(ending)}"}
     texts |= {f"class {name!r}": name + ending for name in tokens.classes}
     words = {place: [word.strip(punctuation) or word for word in text.split()] for place, text in texts.items()}
@@ -167,20 +164,16 @@ def _refuse_unknown(tokenizer: Tokenizer, template: str, tokens: PromptTokens, v
     others = "" if len(places) == 1 else f" and {len(places) - 1} more"
     raise UnknownWordsError(
         f"{places[0]}{others}: this model does not know the word{'s' if len(strange) > 1 else ''} "
-        f"{_some([repr(word) for word in strange or every])}; it knows {len(vocabulary)} tokens; use other words"
+        f"{few([repr(word) for word in strange or every])}; it knows {len(vocabulary)} tokens; use other words"
     )
 
 
-def _some(words: Sequence[str]) -> str:
-    return ", ".join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")
-
-
 def spelled(tokenizer: Any, vocabulary: Collection[int]) -> tuple[str, ...]:
-    """What the tokens of a vocabulary spell, in the order of their ids; the part of a word ends in a hyphen.
+    """The text of a vocabulary's tokens, in the order of their ids; a part of a word ends in a hyphen.
 
     Args:
-        tokenizer: open_clip's, which decodes a token that ends a word with a space behind it.
-        vocabulary: token ids.
+        tokenizer: open_clip's, which decodes a token that ends a word with a space after it.
+        vocabulary: Token ids.
     """
     texts = [tokenizer.decode([token]) for token in sorted(vocabulary)]
     return tuple(f"{text}-" if text.isalnum() else text.rstrip() for text in texts)

@@ -1,10 +1,8 @@
-"""The layers of a causal text tower as plain functions of rows, and the check that a tower is one.
+"""The layers of a causal text tower as plain functions of rows, and the check that a tower has such layers.
 
-What is folded into copies of the weights, each exact up to rounding: the scale of the scores into the query projection;
-QuickGELU, `x * sigmoid(1.702 x) = silu(1.702 x) / 1.702`, into the two linear layers around it, as SiLU is one fused
-operator and QuickGELU three.
-
-Knows nothing of prompts, classes or candidates.
+Two factors are folded into copies of the weights, exactly up to rounding: the scale of the scores into the query
+projection; and those of QuickGELU, `x * sigmoid(1.702 x) = silu(1.702 x) / 1.702`, into the linear layers around it, as
+SiLU is one fused operator and QuickGELU three.
 """
 
 from __future__ import annotations
@@ -24,12 +22,12 @@ Rows = Callable[[Tensor], Tensor]
 _QUICK = 1.702
 """The slope in QuickGELU."""
 _ROWS_HINT = 512
-"""Rows for which oneDNN lays out a weight; other numbers of rows were measured to be as fast."""
+"""Rows for which oneDNN lays out a weight; other numbers of rows are as fast, by measurement."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One residual block in parts."""
+    """The parts of a residual block."""
 
     norm_1: Rows
     qkv: Rows
@@ -41,7 +39,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """A tower's residual blocks, and the last one's projections apart: there only pooled tokens have queries."""
+    """A tower's residual blocks, and the last one's projections separately: there only pooled tokens need queries."""
 
     blocks: tuple[Layer, ...]
     last_query: Rows
@@ -53,7 +51,7 @@ class Layers:
 def why_not(text: Any) -> str:
     """Why this text tower cannot be evaluated with a shared prefix, in words; "" where it can.
 
-    Shared prefixes need a causal mask, pooling at the end token, and blocks whose every part is known here.
+    It needs a causal mask, pooling at the end token, and blocks of known parts.
     """
     from open_clip.transformer import LayerNorm, LayerNormFp32, LayerScale, QuickGELU, ResidualAttentionBlock
 
@@ -88,10 +86,9 @@ def why_not(text: Any) -> str:
 
 
 def can_prepack(device: torch.device) -> bool:
-    """Whether this torch has oneDNN's prepacked linear layers for this device.
+    """Whether this build of torch has oneDNN's prepacked linear layers for this device.
 
-    They are private operators (those that torch.compile emits), hence the question; `F.linear` is always the
-    alternative.
+    They are private operators (torch.compile emits them) and may be missing; `F.linear` is the alternative.
     """
     operators = ("_linear_pointwise", "_reorder_linear_weight")
     return (
@@ -102,12 +99,12 @@ def can_prepack(device: torch.device) -> bool:
 
 
 def prepare_layers(text: Any, *, prepack: bool = True) -> Layers:
-    """The tower's blocks as functions. Ask `why_not` first; later changes of the weights may not be seen.
+    """The tower's blocks as functions. Call `why_not` first; later changes of the weights may have no effect.
 
     Args:
         text: open_clip's CLIP or TextTransformer.
-        prepack: take oneDNN's prepacked linear layers where `can_prepack`: a fifth faster on the machines measured, and
-            GELU comes fused. They hold a second copy of the weights.
+        prepack: Use oneDNN's prepacked linear layers where `can_prepack`: a fifth faster in measurements, with GELU
+            fused, at the cost of a second copy of the weights.
     """
     device = text.token_embedding.weight.device
     make = partial(linear, prepack=prepack and can_prepack(device))
@@ -124,7 +121,7 @@ def prepare_layers(text: Any, *, prepack: bool = True) -> Layers:
 
 
 def norm(module: nn.LayerNorm) -> Rows:
-    """A LayerNorm as a function of float32 rows."""
+    """A LayerNorm as a function of float32 rows `(rows, W)`."""
     return partial(
         F.layer_norm,
         normalized_shape=module.normalized_shape,
@@ -156,7 +153,7 @@ def _layer(block: Any, make: Callable[..., Rows]) -> Layer:
 
 
 def _projections(attention: nn.MultiheadAttention) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of queries, keys and values, the scale of the scores within the queries'."""
+    """Weight and bias of queries, keys and values, with the scale of the scores in the queries'."""
     width = attention.embed_dim
     scale = attention.in_proj_weight.new_ones(3 * width)
     scale[:width] = attention.head_dim**-0.5

@@ -1,7 +1,6 @@
-"""Weight files, or seeded random weights -> an open_clip model and what identifies it.
+"""Weight files, or seeded random weights -> an open_clip model and its identity.
 
-Files are memory-mapped where their tensors are float32: the workers of a node share one copy of the pages.
-Knows nothing of box URIs beyond their place in a message, of prompts, or of how a box answers.
+Files are memory-mapped where their tensors are float32, so the workers of a node share one copy of the pages.
 """
 
 from __future__ import annotations
@@ -21,39 +20,40 @@ from open_clip.convert import convert_state_dict
 from open_clip.factory import load_checkpoint
 from torch import Tensor, nn
 
-from engine.errors import BoxError, RecipeError, extra
+from engine.errors import BoxError, RecipeError, extra, reason
 from engine.preprocessing import Preprocess
 
 ACTIVATIONS = ("quickgelu", "gelu")
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
-"""What published weights say of their preprocessing, in open_clip's words."""
+"""Keys of the preprocessing that open_clip publishes with weights."""
 
 
 def fetched(uri: str, fetch: Callable[[], Any]) -> Any:
-    """What `fetch` returns. Raises BoxError in one sentence where a hub, a download or its content fails.
+    """What `fetch` returns.
 
-    RecipeError where a package is missing.
+    Raises:
+        BoxError: A hub, a download or its content failed.
+        RecipeError: A package is missing.
     """
     try:
         with _unlogged():
             return fetch()
-    except Exception as error:  # hubs fail with their own errors, OSError, RuntimeError and ValueError alike
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        if "transformers" in reason and importlib.util.find_spec("transformers") is None:
+    except Exception as error:  # hubs raise errors of their own besides OSError, RuntimeError and ValueError
+        if "transformers" in str(error) and importlib.util.find_spec("transformers") is None:
             raise RecipeError(f"box {uri!r}: this model needs the package 'transformers'; {extra('hf')}") from error
         raise BoxError(
-            f"box {uri!r}: could not be loaded ({reason}); check the name and the network, "
+            f"box {uri!r}: could not be loaded ({reason(error)}); check the name and the network, "
             "or fetch the weights to a file and give its path"
         ) from error
 
 
 def identity_of(name: str, sha256: str, quick: bool) -> dict[str, Any]:
-    """The part of a box's identity that its weights make."""
+    """A box's identity as far as its weights determine it; `quick`: whether the activation is quick-GELU."""
     return {"weights": sha256, "model": name, "activation": ACTIVATIONS[0] if quick else ACTIVATIONS[1]}
 
 
 def preprocess_of(model: nn.Module) -> Preprocess:
-    """The preprocessing that open_clip keeps with a model."""
+    """The preprocessing that open_clip keeps with a model. Raises RecipeError for images that are not square."""
     config = open_clip.get_model_preprocess_cfg(model)
     mean, std = ((float(r), float(g), float(b)) for r, g, b in (config["mean"], config["std"]))
     size = config["size"]
@@ -75,7 +75,10 @@ def preprocess_of(model: nn.Module) -> Preprocess:
 
 
 def random_model(uri: str, name: str, seed: str) -> tuple[nn.Module, dict[str, Any]]:
-    """Seeded random weights; torch's own generator is left as it was."""
+    """A model with seeded random weights, and its identity; torch's own generator is left as it was.
+
+    Raises RecipeError where `seed` is not a whole number from 0.
+    """
     if not (seed.isascii() and seed.isdigit()):
         raise RecipeError(f"box {uri!r}: seed={seed}; a seed is a whole number from 0")
     with torch.random.fork_rng(devices=[]):
@@ -86,16 +89,16 @@ def random_model(uri: str, name: str, seed: str) -> tuple[nn.Module, dict[str, A
 
 
 def _created(uri: str, name: str, **settings: Any) -> nn.Module:
-    """A model without weights. One built on another library's tower may need that library's files."""
+    """A model without weights. A tower of another library may need that library's files."""
     return fetched(uri, lambda: open_clip.create_model(name, load_weights=False, **settings))
 
 
 @contextmanager
 def _unlogged() -> Iterator[None]:
-    """While open: nothing is logged on the root logger, where open_clip tells of each step it takes."""
+    """While open, the root logger is silent: open_clip reports each of its steps there."""
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addFilter(_nothing)
-    root.addHandler(handler)  # without any, logging.warning would install one for good
+    root.addHandler(handler)  # without a handler, logging.warning would install one permanently
     try:
         yield
     finally:
@@ -110,26 +113,35 @@ def _nothing(_record: logging.LogRecord) -> bool:
 def model_from_file(
     uri: str, name: str, path: Path, quick: bool, published: Mapping[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """A model with a file's weights. Raises RecipeError where the file is not this model's."""
+    """A model with a file's weights, and its identity.
+
+    Args:
+        uri: The box, for messages.
+        name: open_clip's name of the model.
+        path: The weights.
+        quick: Whether they want quick-GELU.
+        published: Preprocessing that applies, in open_clip's words.
+
+    Raises RecipeError where the file is not this model's.
+    """
     wanted = {key: published[key] for key in PREPROCESSING if key in published}
     settings: dict[str, Any] = {"quick_gelu": quick, "pretrained_text": False, "force_preprocess_cfg": wanted}
     try:
         model = _mapped(uri, name, path, settings)
     except BoxError:
         raise
-    except Exception as error:  # torch, safetensors and pickle each have their own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+    except Exception as error:  # torch, safetensors and pickle raise errors of their own
         raise RecipeError(
-            f"box {uri!r}: {str(path)!r} does not hold weights of {name} ({reason}); give this model's own file"
+            f"box {uri!r}: {str(path)!r} does not hold weights of {name} ({reason(error)}); give this model's own file"
         ) from error
     return model, identity_of(name, file_sha256(path), quick)
 
 
 def _mapped(uri: str, name: str, path: Path, settings: dict[str, Any]) -> nn.Module:
-    """Build without memory and put the file's tensors in place; by open_clip's loader where that is not possible."""
+    """Build the model on the meta device and assign the file's tensors, or use open_clip's loader where it must be."""
     config = open_clip.get_model_config(name)
     foreign = "timm_model_name" in config["vision_cfg"] or "hf_model_name" in config["text_cfg"]
-    if foreign or path.suffix in (".npz", ".npy"):  # these towers compute constants while they are built
+    if foreign or path.suffix in (".npz", ".npy"):  # these towers compute constants when built
         model = _created(uri, name, **settings)
         load_checkpoint(model, str(path))
         return model
@@ -139,7 +151,7 @@ def _mapped(uri: str, name: str, path: Path, settings: dict[str, Any]) -> nn.Mod
     _adapted(model, state)
     model.load_state_dict(state, assign=True)
     for module in model.modules():
-        # The one tensor of open_clip's towers that no file holds.
+        # The one tensor of open_clip's towers that is in no file.
         if (mask := module._buffers.get("attn_mask")) is not None and mask.is_meta:
             module._buffers["attn_mask"] = torch.full(mask.shape, float("-inf")).triu_(1)
     left = [key for key, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
@@ -156,14 +168,14 @@ def _read(path: Path) -> dict[str, Tensor]:
     zipped = zipfile.is_zipfile(path)
     if zipped and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
         loaded = torch.jit.load(str(path), map_location="cpu").state_dict()
-    else:  # torch's older format, which is no zip file, cannot be mapped
+    else:  # torch's older format is no zip file and cannot be mapped
         loaded = torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
     state = loaded.get("state_dict", loaded)
     return {key.removeprefix("module."): tensor for key, tensor in state.items()}
 
 
 def _adapted(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """What open_clip's `load_checkpoint` does between reading a file and using it, in place."""
+    """Convert a file's tensors in place, as open_clip's `load_checkpoint` does after reading them."""
     for key in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's archives hold these as tensors
         state.pop(key, None)
     converted = convert_state_dict(model, dict(state))

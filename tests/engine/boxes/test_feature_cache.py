@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from engine.boxes import BoxRequest
 from engine.boxes import feature_cache as cache_module
 from engine.boxes.clip import box as clip
 from engine.boxes.clip.box import ClipBox
@@ -47,8 +48,10 @@ def files(tmp_path_factory):
 
 
 def box(model, **settings):
-    given = {"uri": "test:", "classes": ("cat", "dog"), "template": "a {}", "identity": {"weights": "0"}} | settings
-    made = ClipBox(model, open_clip.get_tokenizer(""), given.pop("preprocess", PREPROCESS), **given)
+    given = {"preprocess": PREPROCESS, "identity": {"weights": "0"}} | settings
+    preprocess, identity = given.pop("preprocess"), given.pop("identity")
+    request = BoxRequest(uri="test:", classes=("cat", "dog"), template="a {}", options=given)
+    made = ClipBox(model, open_clip.get_tokenizer(""), preprocess, request, identity=identity)
     made._block = 4
     made.work()
     return made
@@ -77,7 +80,7 @@ def count_encodes(monkeypatch):
 
 def test_the_second_box_encodes_and_decodes_nothing_and_has_the_same_bits(models, files, folder, monkeypatch):
     real = count_encodes(monkeypatch)
-    without = box(models[0], cache=False).stage(files).features
+    without = box(models[0], cache="off").stage(files).features
     assert sum(real) == 10 and not folder.exists()
     real.clear()
     cold = box(models[0])
@@ -125,7 +128,7 @@ def test_nothing_else_is_taken_for_it(models, files, folder, tmp_path, monkeypat
     staged = found.stage(files)
     assert sum(real) == (4 if other == "content" else 10)
     real.clear()
-    off = box(models[other == "weights"], cache=False, **settings.get(other, {})).stage(files)
+    off = box(models[other == "weights"], cache="off", **settings.get(other, {})).stage(files)
     np.testing.assert_array_equal(staged.features, off.features)
 
 
@@ -155,7 +158,7 @@ def test_a_folder_that_cannot_be_written_is_said_once(models, files, tmp_path, m
     monkeypatch.setenv("KEYHOLE_CACHE", str(tmp_path / "file"))
     with caplog.at_level(logging.WARNING):
         found = box(models[0]).stage(files).features
-    np.testing.assert_array_equal(found, box(models[0], cache=False).stage(files).features)
+    np.testing.assert_array_equal(found, box(models[0], cache="off").stage(files).features)
     assert caplog.text.count("cannot be written") == 1
 
 
@@ -227,7 +230,7 @@ def test_each_file_is_read_once(models, files, monkeypatch, warm):
 def test_workers_that_stage_at_once_share_the_work(models, files, monkeypatch):
     """Each takes the blocks in its own order, and those that another has encoded meanwhile from the cache."""
     real = count_encodes(monkeypatch)
-    alone = box(models[0], cache=False).stage(files).features
+    alone = box(models[0], cache="off").stage(files).features
     real.clear()
     one, other, save = box(models[0]), box(models[0]), FeatureCache.save
 
@@ -247,7 +250,7 @@ def test_another_block_that_begins_alike_is_encoded(models, files, monkeypatch):
     other = Subset(files, (0, 1, 2, 9))
     found = box(models[0]).stage(other).features
     assert real == [4, 4]
-    np.testing.assert_array_equal(found, box(models[0], cache=False).stage(other).features)
+    np.testing.assert_array_equal(found, box(models[0], cache="off").stage(other).features)
     real.clear()
     np.testing.assert_array_equal(found, box(models[0]).stage(other).features)
     assert real == []

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.boxes import SCHEMES, keep_only, open_box, parse_uri
+from engine.boxes import SCHEMES, keep_only, open_box
 from engine.boxes.toy import CLASSES, TEMPLATE, ToyBox, toy_task
 from engine.errors import KeyholeError, RecipeError, RefusedError, TaskError
 from engine.objectives import cross_entropy, zero_one
+from engine.parsing import parse_uri
 from engine.prompts import make_prompt
 from engine.protocols import GIVES, BlackBox, Prompts, Work
 
@@ -151,17 +152,17 @@ options = st.dictionaries(st.text(min_size=1, max_size=8), st.text(min_size=1, m
 @given(scheme=st.text(st.characters(exclude_characters=":"), min_size=1), rest=words, query=options)
 def test_what_was_written_is_parsed(scheme, rest, query):
     uri = f"{scheme}:{rest}" + (f"?{urlencode(query)}" if query else "")
-    assert parse_uri(uri) == (scheme, rest, query)
+    assert parse_uri(uri, "box") == (scheme, rest, query)
 
 
 @given(st.text())
 def test_any_text_is_parsed_or_refused_in_one_way(uri):
     try:
-        scheme, rest, query = parse_uri(uri)
+        scheme, rest, query = parse_uri(uri, "box")
     except RecipeError as error:
         assert repr(uri) in str(error)
     else:
-        assert uri.startswith(f"{scheme}:{rest}") and all(query.values())
+        assert uri.startswith(f"{scheme}:{rest}" if ":" in uri else scheme) and all(query.values())
 
 
 @given(st.text())

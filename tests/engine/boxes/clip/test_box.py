@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.boxes.clip.box import ClipBox, settings_of
-from engine.boxes.clip.precision import computing
+from engine.boxes import BoxRequest
+from engine.boxes.clip.box import ClipBox
+from engine.boxes.clip.precision import computing, precision_of
 from engine.boxes.toy import ToyImages
 from engine.errors import RecipeError, TaskError
 from engine.images import Files
@@ -40,8 +41,10 @@ def model():
 @pytest.fixture(scope="module")
 def make(model):
     def box(**settings) -> ClipBox:
-        given = {"uri": "test:", "classes": CLASSES, "template": TEMPLATE, "identity": {"weights": "0"}} | settings
-        return ClipBox(given.pop("model", model), open_clip.get_tokenizer(""), PREPROCESS, **given)
+        vocabulary = settings.pop("vocabulary", None)
+        request = BoxRequest(**{"uri": "test:", "classes": CLASSES, "template": TEMPLATE} | settings)
+        tokenizer = open_clip.get_tokenizer("")
+        return ClipBox(model, tokenizer, PREPROCESS, request, identity={"weights": "0"}, vocabulary=vocabulary)
 
     return box
 
@@ -184,10 +187,10 @@ def test_staging_in_parts_is_the_same(make, monkeypatch):
     import engine.boxes.clip.box as clip
 
     source = ToyImages(tuple(range(5)) * 3, seed=1)
-    whole = make(cache=False).stage(source)
+    whole = make(options={"cache": "off"}).stage(source)
     monkeypatch.setattr(clip, "_READ", 4)
     monkeypatch.setattr(clip, "KEPT_BYTES", 0)
-    box = make(cache=False)
+    box = make(options={"cache": "off"})
     box._block = 4
     parts = box.stage(source)
     assert len(parts) == 15
@@ -202,7 +205,7 @@ def test_staging_in_parts_is_the_same(make, monkeypatch):
 
 @pytest.mark.parametrize("clip", [False, True])
 def test_clipping_is_the_boxs(make, clip):
-    box = make(clip=clip)
+    box = make(options={"clip": "on" if clip else "off"})
     staged = box.stage(IMAGES)
     pixels = np.zeros((2, 3, 32, 32), np.float32)
     pixels[1, :, :8] = 2.0
@@ -216,7 +219,7 @@ def test_clipping_is_the_boxs(make, clip):
 
 
 def test_bfloat16_is_near_and_of_unit_length(make, box, staged):
-    short = make(precision="bf16")
+    short = make(options={"precision": "bf16"})
     assert short.spec.identity["precision"] == "bf16" and "bf16" in short.spec.path
     context = np.random.default_rng(0).normal(size=(2, 4, 32), scale=0.02).astype(np.float32)
     pixels = np.full((2, 3, 32, 32), 0.3, np.float32)
@@ -229,11 +232,12 @@ def test_bfloat16_is_near_and_of_unit_length(make, box, staged):
     assert torch.get_autocast_dtype("cpu") is torch.bfloat16 and not torch.is_autocast_enabled("cpu")
 
 
-def test_options_that_every_such_box_knows():
-    assert settings_of("x:", {}, "cpu") == {"precision": "fp32", "clip": False, "cache": True}
-    told = {"precision": "bf16", "clip": "on", "cache": "off"}
-    assert settings_of("x:", told, "cpu") == {"precision": "bf16", "clip": True, "cache": False}
-    assert settings_of("x:", {"precision": "tf32"}, "cuda:0")["precision"] == "tf32"
+def test_options_that_every_such_box_knows(make, box):
+    told = make(options={"precision": "bf16", "clip": "on", "cache": "off"}).spec
+    assert told.identity == box.spec.identity | {"precision": "bf16", "clip": True}
+    assert make(options={"precision": "fp32", "clip": "off", "cache": "on"}).spec.identity == box.spec.identity
+    asked = BoxRequest(uri="x:", classes=CLASSES, template=TEMPLATE, device="cuda:0", options={"precision": "tf32"})
+    assert precision_of(asked) == "tf32"
     for options, message in (
         ({"precision": "tf32"}, "no effect on 'cpu'"),
         ({"precision": "bf61"}, "did you mean 'bf16'"),
@@ -241,7 +245,7 @@ def test_options_that_every_such_box_knows():
         ({"cache": "0"}, "cache=0"),
     ):
         with pytest.raises(RecipeError, match=message):
-            settings_of("x:", options, "cpu")
+            make(options=options)
 
 
 def test_precision_flags_are_put_back():

@@ -1,7 +1,4 @@
-"""`keyhole bench`: a command for each bench, which is imported when it is called.
-
-Knows nothing of what they measure beyond a line each.
-"""
+"""`keyhole bench`: a command for each bench, which is imported when it is called."""
 
 from __future__ import annotations
 
@@ -12,15 +9,15 @@ import click
 from tuning.answer import Answer
 
 BENCHES = {
-    "tasks": ("bench.admission", "In which embedded tasks there is something to tune."),
-    "evaluate": ("bench.evaluate", "What one evaluation costs, beside the ways that others do it."),
-    "overhead": ("bench.overhead", "What a comparison adds to the seconds of its runs."),
-    "search": ("bench.search", "The accuracy of every method by evaluations spent."),
-    "workers": ("bench.workers", "How evaluations speed up with Ray workers."),
+    "tasks": ("bench.task_admission", "In which embedded tasks there is something to tune."),
+    "evaluate": ("bench.cost.evaluate", "What one evaluation costs, beside the ways that others do it."),
+    "overhead": ("bench.tune_overhead", "What a comparison adds to the seconds of its runs."),
+    "search": ("bench.search.command", "The accuracy of every method by evaluations spent."),
+    "workers": ("bench.workers", "How much of a worker's time the encoder takes."),
     "memory": ("bench.memory", "Peak memory of a search with many classes."),
     "heads": ("bench.heads", "The accuracy of heads on returned features and scores."),
 }
-"""name -> a module with a `main(arguments, answer)`, and what it measures."""
+"""name -> a module with a `BENCH` (bench.entry.Bench), and what it measures."""
 
 
 @click.group("bench", invoke_without_command=True)
@@ -43,7 +40,7 @@ def _add(name: str, module: str, about: str) -> None:
     def run(arguments: tuple[str, ...]) -> None:
         answer = click.get_current_context().find_object(Answer)
         assert answer is not None, "keyhole.main() makes it"
-        raise click.exceptions.Exit(importlib.import_module(module).main(arguments, answer.give))
+        raise click.exceptions.Exit(importlib.import_module(module).BENCH.run(name, about, arguments, answer.give))
 
 
 for _name, (_module, _about) in BENCHES.items():

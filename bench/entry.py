@@ -1,67 +1,64 @@
-"""What all benches have in common as commands: their parser, `--json`, errors and exit codes.
-
-Knows nothing of what they measure.
-"""
+"""A bench as a command: its settings, what it measures, the table that a person reads, and the exit code."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from engine.errors import KeyholeError, RecipeError
+from engine.errors import RecipeError
 from tuning.compare.comparison import split_list
-
-Answering = Callable[[Mapping[str, Any]], None] | None
 
 
 class Parser(argparse.ArgumentParser):
-    """Of the bench that `keyhole bench NAME` runs; an argument that is wrong is a RecipeError."""
+    """Reads the arguments of `keyhole bench NAME`; a wrong one is a RecipeError."""
 
-    def __init__(self, name: str, page: str | None) -> None:
-        super().__init__(prog=f"keyhole bench {name}", description=(page or "").split("\n")[0])
+    def __init__(self, name: str, about: str) -> None:
+        super().__init__(prog=f"keyhole bench {name}", description=about)
         self.add_argument("--json", action="store_true", help="print all numbers as one JSON object")
 
     def error(self, message: str) -> NoReturn:
         raise RecipeError(f"{message}; {self.prog} --help lists the settings")
 
 
-def enter(
-    parser: Parser,
-    arguments: Sequence[str] | None,
-    measure: Callable[[argparse.Namespace], Mapping[str, Any]],
-    table: Callable[[Any], str],
-    *,
-    answer: Answering = None,
-    verdict: Callable[[argparse.Namespace, Any], int] = lambda given, found: 0,
-) -> int:
-    """Parse, measure, and print a table or one JSON object. Returns the exit code.
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """One of `bench.commands.BENCHES`."""
 
-    Args:
-        measure: settings to numbers, as plain JSON values.
-        table: what a person reads of them.
-        answer: takes the object, and its owner the errors; None: both are printed here.
-        verdict: an exit code for what was found.
+    settings: Callable[[Parser], None]
+    """Adds its arguments to a parser."""
+    measure: Callable[[argparse.Namespace], dict[str, Any]]
+    """Settings to numbers, as plain JSON values. Raises KeyholeError for a user's mistake."""
+    table: Callable[[Any], str]
+    """The numbers in Markdown."""
+    verdict: Callable[[argparse.Namespace, Any], int] = lambda given, found: 0
+    """The exit code for what was found."""
 
-    Raises KeyholeError for a user's mistake where there is an `answer`.
-    """
-    try:
+    def run(self, name: str, about: str, arguments: Sequence[str], answer: Callable[[Mapping[str, Any]], None]) -> int:
+        """Parse, measure, and print a table or hand over one object.
+
+        Args:
+            name: Of the command.
+            about: A line for `--help`.
+            arguments: Its words.
+            answer: Takes the object of `--json`.
+
+        Returns:
+            The exit code.
+
+        Raises:
+            KeyholeError: A user's mistake.
+        """
+        parser = Parser(name, about)
+        self.settings(parser)
         given = parser.parse_args(arguments)
-        found = measure(given)
-    except KeyholeError as error:
-        if answer is not None:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    if not given.json:
-        print(table(found))
-    elif answer is not None:
-        answer(found)
-    else:
-        print(json.dumps(found))
-    return verdict(given, found)
+        found = self.measure(given)
+        if given.json:
+            answer(found)
+        else:
+            print(self.table(found))
+        return self.verdict(given, found)
 
 
 def numbers(text: str, kind: type) -> list[Any]:
@@ -70,3 +67,13 @@ def numbers(text: str, kind: type) -> list[Any]:
         return [kind(word) for word in split_list(text)]
     except ValueError:
         raise RecipeError(f"{text!r} must be numbers divided by commas") from None
+
+
+def line(*cells: object) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def header(*cells: object) -> str:
+    """The first two rows of a Markdown table."""
+    return f"{line(*cells)}\n{'|---' * len(cells)}|"

@@ -1,10 +1,8 @@
 """`keyhole bench memory`: what a table search holds and how long its rounds take, at the size of a 16-shot ImageNet.
 
-The box is synthetic, since only shapes matter: random image features, and a fixed random network from the context to
-the class features. The rest is what a run goes through, problem, loop, search and checkpoints, in one process on
-one thread; `searching_s` includes the writing.
-
-Letters in shapes: as in engine.protocols. Knows nothing of real models.
+The run is an ordinary one in this process, on one thread, checkpoints included. Its task and its box are synthetic,
+since only shapes matter: images that are one pixel, random image features, and a fixed random network from the context
+to the class features.
 """
 
 from __future__ import annotations
@@ -17,34 +15,50 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
-from bench.entry import Answering, Parser, enter
-from engine import search
+from bench.cost.timing import stopwatch
+from bench.entry import Bench, Parser
 from engine.boxes import SCHEMES, BoxRequest, keep_only
-from engine.checkpoint import Checkpoint
-from engine.evaluators.problem import ProblemSpec
-from engine.evaluators.serial import Serial
-from engine.ledger import Ledger
-from engine.protocols import Array, BoxSpec, Outputs, Prompts, Split, TextSpec, Work
-from engine.session import Session
-from engine.tuning_loop import steps
+from engine.errors import RecipeError
+from engine.evaluators.problem import Problem
+from engine.protocols import Array, BoxSpec, ImageSource, Outputs, Prompts, Split, Task, TextSpec, Work
+from tuning.recipe import make_recipe
+from tuning.run import Tuning
+from tuning.run_folder import CHECKPOINT
 
 TOKENS, HIDDEN, SCALE, NOISE = 4, 512, 100.0, 6.0
-CHECKPOINT_S = 5.0
-"""Seconds between checkpoints, a recipe's default."""
+SPARE = 4
+"""Images a class that are left for validation."""
 
 
 @dataclass(frozen=True)
-class Unseen:
-    """Images that exist as labels only."""
+class Pixels:
+    """An `ImageSource` of one pixel an image, whose colour is the number of its class."""
 
-    labels: Array
+    labels: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def read(self, rows: Sequence[int]) -> list[Array]:
+        """uint8 RGB `(1, 1, 3)` of these rows."""
+        return [np.array([[[label >> 16, label >> 8 & 255, label & 255]]], np.uint8) for label in
+                (self.labels[row] for row in rows)]  # fmt: skip
+
+
+def pool(rest: str) -> Task:
+    """The task `bench.memory:pool:CLASSES,IMAGES`: so many images a class to draw from, and one to test on."""
+    classes, images = map(int, rest.split(","))
+
+    def split(count: int) -> Split:
+        labels = np.arange(count * classes) % classes
+        return Split(source=Pixels(tuple(labels.tolist())), labels=labels)
+
+    names = tuple(f"class {number}" for number in range(classes))
+    return Task(uri=rest, classes=names, template="a {}.", train=split(images), val=split(0), test=split(1))
 
 
 class SyntheticBox:
@@ -61,12 +75,14 @@ class SyntheticBox:
             text=TextSpec(context=self._context, sigma=1.0),
         )  # fmt: skip
 
-    def stage(self, source: Any) -> Array:
+    def stage(self, source: ImageSource) -> Array:
         """`(N, E)`: noise around what the network makes of their classes one step away from the template."""
         random = np.random.default_rng(1)
         away = self._text(self._context + random.standard_normal(self._context.shape, np.float32))
+        colours = np.stack([image[0, 0] for image in source.read(range(len(source)))]).astype(np.int64)
+        labels = colours @ (1 << 16, 1 << 8, 1) % len(away)
         noise = random.standard_normal((len(source), away.shape[1]), np.float32) / np.float32(np.sqrt(away.shape[1]))
-        return _unit(away[source.labels] + np.float32(NOISE) * noise)
+        return _unit(away[labels] + np.float32(NOISE) * noise)
 
     def answer(self, prompts: Prompts, staged: Array, rows: Array) -> Outputs:
         """Features, or scores."""
@@ -83,79 +99,6 @@ class SyntheticBox:
         return _unit(np.tanh(context.reshape(*context.shape[:-2], -1) @ self._into + self._codes) @ self._out)
 
 
-def run(
-    images: int, classes: int, width: int, budget: float, options: dict[str, Any], *, gives: str, per_class: bool
-) -> dict[str, float]:
-    """GB of memory and CPU seconds of a `sketch` run. The peak is this process's, whatever it did before."""
-    SCHEMES["synthetic"] = "bench.memory:SyntheticBox"
-    labels = np.arange(images) % classes
-    split = Split(source=Unseen(labels), labels=labels)  # type: ignore[arg-type]
-    names = tuple(f"class {number}" for number in range(classes))
-    evaluator = Serial(
-        ProblemSpec(
-            box=f"synthetic:{width}?gives={gives}",
-            classes=names,
-            template="a {}.",
-            splits={"train": split},
-            prompt={"name": "text", "options": {"per_class": per_class}},
-        )
-    )
-    answering = 0.0
-
-    def timed(*args: Any, call: Any = evaluator.evaluate, **kwargs: Any) -> Any:
-        nonlocal answering
-        began = time.process_time()
-        reply = call(*args, **kwargs)
-        answering += time.process_time() - began
-        return reply
-
-    begun = search.make("sketch", options).start(evaluator.describe()[1], budget, 1)
-    evaluator.evaluate = timed  # type: ignore[method-assign]
-    before, started, ledger = _peak(), time.process_time(), Ledger(images=images, budget=budget)
-    session = Session(evaluator, ledger, {"train": split})
-    losses, written, largest = [], 0, 0
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Checkpoint(Path(folder) / "state.safetensors", CHECKPOINT_S)
-        for step in steps(begun, session, table=True):
-            losses.append(step.best_loss)
-            if checkpoint.due or step.last:  # as often as a run writes one, and once where memory is full
-                state = step.state()
-                assert state is not None
-                checkpoint.write(state)
-                written, largest = written + 1, max(largest, checkpoint.path.stat().st_size)
-    spent = time.process_time() - started
-    return {
-        "evaluations": ledger.evaluations, "rounds": len(losses), "loss": losses[0],
-        "best_loss": losses[-1], "before_gb": before, "peak_gb": _peak(),
-        "checkpoints": written, "checkpoint_gb": largest / 2**30,
-        "answering_s": answering / len(losses), "searching_s": (spent - answering) / len(losses),
-    }  # fmt: skip
-
-
-def main(arguments: Sequence[str] | None = None, answer: Answering = None) -> int:
-    """The command. Exit codes: 0, 1 where the peak is above `--limit`, 2 for a user's mistake."""
-    parser = Parser("memory", __doc__)
-    for name, value in (("images", 16000), ("classes", 1000), ("width", 512), ("k", 64), ("memory", 128)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--budget", type=float, default=134, help="evaluations; the memory should be full by then")
-    parser.add_argument("--limit", type=float, default=4.0, help="GB")
-    parser.add_argument("--gives", choices=("features", "scores"), default="features")
-    parser.add_argument("--per-class", action="store_true", help="a context per class, as sketch has by default")
-
-    def measure(given: argparse.Namespace) -> dict[str, float]:
-        options = {"k": given.k, "memory": given.memory}
-        shape = given.images, given.classes, given.width
-        return run(*shape, given.budget, options, gives=given.gives, per_class=given.per_class)
-
-    def text(found: dict[str, float]) -> str:
-        return "\n".join(f"{name:12} {value:.3f}" for name, value in found.items())
-
-    def above(given: argparse.Namespace, found: dict[str, float]) -> int:
-        return int(found["peak_gb"] > given.limit)
-
-    return enter(parser, arguments, measure, text, answer=answer, verdict=above)
-
-
 def _unit(vectors: Array) -> Array:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
@@ -164,5 +107,66 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def measure(given: argparse.Namespace) -> dict[str, float]:
+    """GB of memory and CPU seconds a round, of those after the first. The peak is that of this process.
+
+    Raises:
+        RecipeError: A class has no image.
+    """
+    shots = given.images // given.classes
+    if shots < 1:
+        raise RecipeError(f"--images {given.images} are fewer than --classes {given.classes}; give one a class or more")
+    recipe = make_recipe(
+        {
+            "task": f"bench.memory:pool:{given.classes},{shots + SPARE}",
+            "box": f"synthetic:{given.width}?gives={given.gives}",
+            "method": {"name": "sketch", "k": given.k, "memory": given.memory},
+            "prompt": {"per_class": given.per_class, "tokens": TOKENS},
+            "shots": shots,
+            "budget": given.budget,
+        }
+    )
+    answers = {"answering": [(Problem, "evaluate"), (Problem, "read")]}
+    before, losses, largest = _peak(), [], 0
+    first: dict[str, float] = {}
+    with (
+        patch.dict(SCHEMES, {"synthetic": "bench.memory:SyntheticBox"}),
+        tempfile.TemporaryDirectory() as home,
+        stopwatch(answers, time.process_time) as spent,
+    ):
+        folder = Path(home, "run")
+        tuning = Tuning(recipe, folder)
+        for step in tuning:
+            now = {**spent, "whole": time.process_time()}
+            first = first or now
+            losses.append(step.best_loss)
+            if (folder / CHECKPOINT).exists():
+                largest = max(largest, (folder / CHECKPOINT).stat().st_size)
+    rounds = max(1, len(losses) - 1)
+    answering, whole = ((now[name] - first[name]) / rounds for name in now)
+    return {
+        "evaluations": tuning.result["evaluations"], "rounds": len(losses), "loss": losses[0],
+        "best_loss": losses[-1], "before_gb": before, "peak_gb": _peak(), "checkpoint_gb": largest / 2**30,
+        "answering_s": answering, "searching_s": whole - answering,
+    }  # fmt: skip
+
+
+def table(found: dict[str, float]) -> str:
+    """A line a number."""
+    return "\n".join(f"{name:13} {value:.3f}" for name, value in found.items())
+
+
+def settings(parser: Parser) -> None:
+    """The arguments of the command."""
+    for name, value in (("images", 16000), ("classes", 1000), ("width", 512), ("k", 64), ("memory", 128)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--budget", type=float, default=134, help="evaluations; the memory should be full by then")
+    parser.add_argument("--limit", type=float, default=4.0, help="GB; a peak above it is exit code 1")
+    parser.add_argument("--gives", choices=("features", "scores"), default="features")
+    parser.add_argument("--per-class", action="store_true", help="a context per class, as sketch has by default")
+
+
+BENCH = Bench(
+    settings=settings, measure=measure, table=table,
+    verdict=lambda given, found: int(found["peak_gb"] > given.limit),
+)  # fmt: skip

@@ -7,9 +7,8 @@ import importlib
 import logging
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +19,7 @@ from engine.errors import BoxError, RecipeError
 from keyhole.export_command import export_command
 from keyhole.printing import as_json, give, print_facts
 from serve.command import serve
-from tuning.answer import INTERRUPTED, answering
+from tuning.answer import INTERRUPTED, answering, interruptible
 
 
 class _Configured(click.Command):
@@ -109,7 +108,7 @@ def tune_command(
         return
     tuning = None
     try:
-        with _interruptible() as interrupted, Progress(recipe.budget) as progress:
+        with interruptible() as interrupted, Progress(recipe.budget) as progress:
             tuning = Tuning(recipe, resume or out or run_folder.default_path(recipe), resume=resume is not None)
             with closing(iter(tuning)) as rounds:
                 for step in rounds:
@@ -238,7 +237,7 @@ def compare_command(
     folder = resume or out
     assert folder is not None
     board = Board(lambda text: click.echo(text, err=True, nl=False), live=sys.stderr.isatty())
-    with _interruptible("ending the runs, then writing the report ...") as interrupted:
+    with interruptible("ending the runs, then writing the report ...") as interrupted:
         summary = conduct.compare(
             wanted, folder, resume=resume is not None, board=board, stop=interrupted,
             cluster=Cluster(parallel=parallel, address=address), trackers=split_list(track),
@@ -335,28 +334,6 @@ def _part(result: Mapping[str, Any]) -> str:
     """How much of the test split an accuracy is of, where it is not all of it."""
     read, of = result.get("test_images"), result.get("test_images_of")
     return "" if read == of else f", on {read:,} of {of:,} test images"
-
-
-@contextmanager
-def _interruptible(
-    promise: str = "finishing this round, then writing the checkpoint ...",
-) -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM end the run after the current round; a second one ends it at once."""
-    asked = threading.Event()
-
-    def ask(number: int, _frame: Any) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        # On a terminal a bar, and the terminal's own ^C, stand on the line.
-        click.echo(("\n" if sys.stderr.isatty() else "") + promise, err=True)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,7 +10,9 @@ import errno
 import json
 import math
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -113,6 +115,28 @@ def answering(as_json: bool, *, process: bool) -> Iterator[Answer]:
     stream = _own_stdout() if process else sys.stdout
     with redirect_stdout(sys.stderr):
         yield Answer(asked=True, stream=stream)
+
+
+@contextmanager
+def interruptible(
+    promise: str = "finishing this round, then writing the checkpoint ...",
+) -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM end the run after the current round; a second one ends it at once."""
+    asked = threading.Event()
+
+    def ask(number: int, _frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        # On a terminal a bar, and the terminal's own ^C, stand on the line.
+        click.echo(("\n" if sys.stderr.isatty() else "") + promise, err=True)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _own_stdout() -> TextIO | None:

@@ -22,7 +22,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     """A run folder of each kind."""
     home = tmp_path_factory.mktemp("served")
     for kind, settings in KINDS.items():
-        tune(home / kind, **settings)
+        tune(out=home / kind, **settings)
     return {kind: home / kind for kind in KINDS}
 
 

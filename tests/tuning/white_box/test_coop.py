@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from bench import admission
+from bench import task_admission
 from engine.boxes import open_box
 from engine.errors import RecipeError, RefusedError
 from engine.protocols import Array, Prompts, Split, Task
@@ -177,26 +178,29 @@ def test_coop_is_above_zero_shot_on_real_handwriting() -> None:
 def test_paired_gain_and_its_error() -> None:
     before = np.array([[0, 0, 1, 1, 0, 1]], bool)
     after = np.array([[1, 1, 1, 0, 0, 1]], bool)
-    gain, error = admission.paired(before, after, np.array([[1, 1, 1, 1, 1, 0]], bool))
+    gain, error = task_admission.paired(before, after, np.array([[1, 1, 1, 1, 1, 0]], bool))
     change = np.array([1, 1, 0, -1, 0])
     assert gain == pytest.approx(change.mean()) and error == pytest.approx(change.std(ddof=1) / np.sqrt(5))
     many = np.random.default_rng(0).random((3, 400)) < 0.5
-    gain, error = admission.paired(many, many | (np.random.default_rng(1).random((3, 400)) < 0.5), many | True)
+    gain, error = task_admission.paired(many, many | (np.random.default_rng(1).random((3, 400)) < 0.5), many | True)
     assert gain == pytest.approx(0.25, abs=0.05) and 0 < error < 0.05
-    assert admission.verdict(0.10, 0.02) and not admission.verdict(0.10, 0.06) and not admission.verdict(0.02, 0.001)
+    above = task_admission.clearly_above
+    assert above(0.10, 0.02) and not above(0.10, 0.06) and not above(0.02, 0.001)
 
 
-def test_admission_measures_and_compares_the_mark(monkeypatch: pytest.MonkeyPatch, capsys, box, task: Task) -> None:
+def test_admission_measures_and_compares_the_mark(monkeypatch: pytest.MonkeyPatch, command, box, task: Task) -> None:
     pool = replace(task, train=split(1, 30), val=replace(task.val, source=Patches((), 0), labels=np.zeros(0, np.int64)))
-    monkeypatch.setattr(admission, "load_pool", lambda uri: replace(pool, uri=uri, control=uri.endswith("wrong")))
-    monkeypatch.setattr(admission, "open_box", lambda uri, **names: box)
-    monkeypatch.setattr(admission, "fit_coop", partial(fit_coop, steps=20))
-    found = admission.run(["made:right"], seeds=(1, 2), shots=4)["made:right"]
-    assert found.images == 4 * (30 - 8) and found.admitted and found.agrees
+    monkeypatch.setattr(task_admission, "load_pool", lambda uri: replace(pool, uri=uri, control=uri.endswith("wrong")))
+    monkeypatch.setattr(task_admission, "open_box", lambda uri, **names: box)
+    monkeypatch.setattr(task_admission, "fit_coop", partial(fit_coop, steps=20))
+    measured = ("bench", "tasks", "--shots", "4", "--tasks")
+    code, out, _ = command(*measured, "made:right", "--seeds", "1,2", "--json")
+    found = task_admission.Admission(**json.loads(out)["made:right"])
+    assert code == 0 and found.images == 4 * (30 - 8) and found.admitted and found.agrees
     assert found.linear > 0.9 and found.linear_gain == pytest.approx(found.linear - found.zero_shot, abs=1e-9)
-    assert admission.main(["--tasks", "made:right", "--seeds", "1", "--shots", "4"]) == 0
-    assert "| made:right | 88 |" in capsys.readouterr().out
-    assert admission.main(["--tasks", "made:wrong", "--seeds", "1", "--shots", "4", "--json"]) == 1
-    assert "made:wrong" in capsys.readouterr().err
-    assert admission.main(["--tasks", "made:right", "--shots", "400"]) == 2
-    assert "400 shots" in capsys.readouterr().err
+    code, out, _ = command(*measured, "made:right", "--seeds", "1")
+    assert code == 0 and "| made:right | 88 |" in out
+    code, _, err = command(*measured, "made:wrong", "--seeds", "1", "--json")
+    assert code == 1 and "made:wrong" in err
+    code, _, err = command("bench", "tasks", "--tasks", "made:right", "--shots", "400")
+    assert code == 2 and "400 shots" in err

@@ -1,82 +1,92 @@
 """`keyhole bench search`: what each method reaches with a given number of evaluations, on the embedded tasks.
 
-Each (method, task, seed, budget) is a run of its own, since schedules scale to the budget. Trials are appended to
-`trials.jsonl` and are not repeated when the command runs again, unless a setting or a default has changed.
+Each (method, task, seed, budget) is a run of its own, since schedules scale to the budget; the runs of a budget are a
+comparison (`keyhole compare`) in a folder of its own.
 
     keyhole bench search --step-sizes      # each method's step size is chosen on validation first, apart
     keyhole bench search --methods sketch:k=12,momentum --budgets 100,200 --seeds 1,2,3
     keyhole bench search --ablation        # sketch with one part taken out at a time
-
-Knows nothing of how trials run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import ablation, search_page, search_steps
-from bench.entry import Answering, Parser, enter, numbers
-from bench.search_trials import REFERENCE, Arm, run, with_heads
+from bench.comparisons import TASKS
+from bench.entry import Bench, Parser, numbers
+from bench.search import ablation, pictures, step_sizes
+from bench.search import tables as page
+from bench.search.arms import HEAD, TEMPLATE, Arm, Setting, references, run
 from engine.errors import RecipeError
 from engine.files import write_text
 from tuning.compare.comparison import split_list
 
-TASKS = ("mini:digits", "mini:biased", "mini:bgcol", "mini:countw", "mini:color")
 METHODS = (
     *("sketch", "sketch:coupling=0", "sketch:prompt.per_class=false", "momentum", "nevergrad:DiagonalCMA"),
     *("nevergrad:CMA", "cbbt", "cbbt:rule=adam", "spsa-gc", "bar", "zip", "sharpzo", "bpt-vlm", "craft"),
     *(f"{name}:prompt.per_class=true" for name in ("momentum", "nevergrad:DiagonalCMA", "cbbt:rule=adam")),
 )
-"""The first ones stand out in the pictures."""
+"""The first ones stand out in the curves."""
 BUDGETS = (100, 200, 500, 1000, 2000, 5000)
+HEADLINE = ("sketch", "momentum", "nevergrad:DiagonalCMA")
+"""Methods of the one-panel picture, ours first."""
 
 
-def report(given: argparse.Namespace) -> dict[str, Any]:
-    """Run what is missing; write tables, curves and JSON to the folder. Raises KeyholeError."""
-    tasks = split_list(given.tasks, uris=True)
-    budgets, seeds = numbers(given.budgets, float), numbers(given.seeds, int)
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Run what is missing; write tables, pictures and JSON to the folder. Raises KeyholeError."""
+    budgets = numbers(given.budgets, float)
+    seeds, step_seeds = numbers(given.seeds, int), numbers(given.step_seeds, int)
     arms = ablation.arms() if given.ablation else [Arm.read(word) for word in split_list(given.methods)]
-    prompt = {"name": given.prompt, "subspace": given.subspace, "tokens": given.tokens}
-    where = {"box": given.box, "shots": given.shots, "prompt": prompt}
-    trials = partial(run, where=where, processes=given.processes)
+    setting = Setting(
+        tasks=split_list(given.tasks, uris=True), seeds=seeds, box=given.box, shots=given.shots,
+        prompt={"name": given.prompt, "subspace": given.subspace, "tokens": given.tokens}, parallel=given.parallel,
+    )  # fmt: skip
     chosen: dict[str, Any] = {}
     if given.step_sizes:
-        step_seeds = numbers(given.step_seeds, int)
         if given.ablation or set(step_seeds) & set(seeds):
             raise RecipeError(
                 "--step-sizes goes without --ablation, which leaves sketch its own settings, and --step-seeds "
                 f"{given.step_seeds} must have none of --seeds {given.seeds}"
             )
-        apart = {"seeds": step_seeds, "budgets": [given.step_budget], "out": given.out / "steps.jsonl"}
-        arms, chosen = search_steps.choose(arms, partial(trials, tasks=tasks, **apart))
+        apart = replace(setting, seeds=step_seeds)
+        arms, chosen = step_sizes.choose(
+            arms, lambda candidates: run(candidates, [given.step_budget], apart, given.out / "steps")
+        )
         write_text(given.out / "step_sizes.json", json.dumps(chosen, indent=2) + "\n")
-    trials = partial(trials, tasks=tasks, seeds=seeds, out=given.out / "trials.jsonl")
-    known = trials([Arm(label=REFERENCE, method=REFERENCE, options={})], budgets=[1])
-    rows = trials(arms, budgets=budgets)
-    settings = {"tasks": list(tasks), "budgets": sorted(budgets), "seeds": seeds, **where}
-    summary = {**settings, "step_sizes": chosen, **search_page.summarise(with_heads(rows), known)}
+    known = references(setting, given.out / "references")
+    rows = run(arms, budgets, setting, given.out)
+    where = {"box": setting.box, "shots": setting.shots, "prompt": dict(setting.prompt)}
+    summary = {"tasks": list(setting.tasks), "budgets": sorted(budgets), "seeds": seeds, **where,
+               "step_sizes": chosen, **page.summarise(rows, known)}  # fmt: skip
     name = "ablation" if given.ablation else "search"
     write_text(given.out / f"{name}.json", json.dumps(summary, indent=2) + "\n")
-    write_text(given.out / f"{name}.md", tables(summary) + "\n")
-    search_page.picture(summary, given.out / f"{name}.png")
+    write_text(given.out / f"{name}.md", table(summary) + "\n")
+    pictures.curves(summary, given.out / f"{name}.png")
+    _headline(rows, known, given.out / "headline.png")
     return summary
 
 
-def tables(summary: Mapping[str, Any]) -> str:
+def _headline(rows: list[dict[str, Any]], known: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """The one-panel picture, where its methods were run."""
+    shown = [row for label in HEADLINE for row in rows if row["label"] == label]
+    if shown:
+        means = {name: page.mean_reference(known, name, "accuracy") for name in (TEMPLATE, HEAD)}
+        pictures.headline(shown, path, {name: mean for name, mean in means.items() if mean is not None})
+
+
+def table(summary: Mapping[str, Any]) -> str:
     """Markdown."""
     chosen = summary["step_sizes"]
-    return search_page.tables(summary) + (f"\n\n{search_steps.table(chosen)}" if chosen else "")
+    return page.tables(summary) + (f"\n\n{step_sizes.table(chosen)}" if chosen else "")
 
 
-def main(arguments: Sequence[str] | None = None, answer: Answering = None) -> int:
-    """The command. Exit codes: 0, 2 for a user's mistake."""
-    parser = Parser("search", __doc__)
+def settings(parser: Parser) -> None:
+    """The arguments of the command."""
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--methods", default=",".join(METHODS), help="NAME or NAME:option=value, divided by commas")
     parser.add_argument("--ablation", action="store_true", help="sketch with one part taken out, in place of --methods")
@@ -90,10 +100,8 @@ def main(arguments: Sequence[str] | None = None, answer: Answering = None) -> in
     parser.add_argument("--prompt", default="text")
     parser.add_argument("--subspace", default=None, help="for all methods, also those that have one of their own")
     parser.add_argument("--tokens", type=int, default=None)
-    parser.add_argument("--processes", type=int, default=2, help="trials at once; 0: in this process")
+    parser.add_argument("--parallel", type=int, default=2, help="runs at once; 0: in this process, without Ray")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-search"))
-    return enter(parser, arguments, report, tables, answer=answer)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+BENCH = Bench(settings=settings, measure=measure, table=table)

@@ -1,8 +1,7 @@
 """Step sizes of `keyhole bench search`: one of five for each method, chosen on validation loss, its cost apart.
 
-`keyhole compare` chooses for each task by itself (tuning/compare/hyperparameter_sweep.py); here one value serves all,
-as a default does.
-Knows nothing of how trials run.
+A sweep of `keyhole compare` chooses for each task by itself (tuning/compare/hyperparameter_sweep.py); here one value
+serves all tasks, as a default does.
 """
 
 from __future__ import annotations
@@ -13,8 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
-from bench.search_trials import Arm
+from bench.comparisons import Row
+from bench.entry import header, line
+from bench.search.arms import Arm
 from engine.protocols import Array
 from tuning.compare.sweep_spaces import in_words
 
@@ -31,13 +33,13 @@ STEP_SIZES: dict[str, tuple[str, float]] = {
     "craft": ("sigma", 0.4),
     "nevergrad": ("sigma", 1.0),
 }
-"""Label, method or family -> its option that is a step size, and the option's default."""
+"""Method with options, method or family -> its option that is a step size, and the option's default."""
 FACTORS = (0.3, 1.0, 3.0, 10.0, 30.0)
 """Of the default: the values tried, the same for all methods."""
 
 
 def tried(arm: Arm) -> list[Arm]:
-    """The method at its five step sizes; none where it is told one, or has none.
+    """The method at its five step sizes; none where its step size is given already, or it has none.
 
     >>> [found.label for found in tried(Arm.read("momentum"))][:2]
     ['momentum radius=0.09', 'momentum radius=0.3']
@@ -46,18 +48,19 @@ def tried(arm: Arm) -> list[Arm]:
     option, default = next((STEP_SIZES[name] for name in names if name in STEP_SIZES), ("", math.nan))
     if not option or option in arm.options:
         return []
-    words = [(factor, float(f"{factor * default:.6g}")) for factor in FACTORS]
+    values = [float(f"{factor * default:.6g}") for factor in FACTORS]
     return [
         replace(arm, label=f"{arm.label} {option}={value:g}", options={**arm.options, option: value})
-        for _, value in words
+        for value in values
     ]
 
 
-def choose(arms: Sequence[Arm], run: Callable[[list[Arm]], list[dict[str, Any]]]) -> tuple[list[Arm], dict[str, Any]]:
+def choose(arms: Sequence[Arm], run: Callable[[list[Arm]], list[Row]]) -> tuple[list[Arm], dict[str, Any]]:
     """The methods at the step sizes of lowest mean rank by validation loss over tasks and seeds, and what was tried.
 
     Args:
-        run: trials of all these, a labelled row each.
+        arms: The methods.
+        run: Trials of many arms, as `bench.search.arms.run`.
     """
     rows = run([candidate for arm in arms for candidate in tried(arm)])
     kept, told = [], {}
@@ -66,8 +69,8 @@ def choose(arms: Sequence[Arm], run: Callable[[list[Arm]], list[dict[str, Any]]]
         if not candidates:
             kept.append(arm)
             continue
-        mine = [[row for row in rows if row["label"] == candidate.label] for candidate in candidates]
-        losses = np.array([[row["val_loss"] for row in sorted(found, key=_problem)] for found in mine])
+        mine = [[row for row in rows if row["arm"] == candidate.label] for candidate in candidates]
+        losses = np.array([[row["val_loss"] for row in sorted(found, key=_problem)] for found in mine], float)
         ranks = _ranks(losses)
         best = _lowest(ranks)
         kept.append(replace(candidates[best], label=arm.label))
@@ -91,9 +94,7 @@ def _problem(row: Mapping[str, Any]) -> tuple[str, int]:
 
 def _ranks(losses: Array) -> list[float]:
     """Mean rank over problems of losses `(values, problems)`, 0 the best: tasks differ a hundredfold in loss."""
-    told = np.nan_to_num(losses, nan=math.inf)
-    above = (told[:, None] > told).sum(1) + (np.equal(told[:, None], told).sum(1) - 1) / 2
-    return above.mean(-1).tolist()
+    return (rankdata(np.nan_to_num(losses, nan=np.inf), axis=0).mean(-1) - 1).tolist()
 
 
 def _lowest(ranks: Sequence[float]) -> int:
@@ -105,12 +106,11 @@ def table(told: Mapping[str, Any]) -> str:
     """Markdown: what was tried, the chosen in bold."""
     spent = sum(entry["evaluations"] for entry in told.values())
     lines = [f"Step sizes tried, mean rank by validation loss (0: best everywhere); {spent:,.0f} evaluations.\n"]
-    lines += ["| method | option | " + " | ".join(f"default x {factor:g}" for factor in FACTORS) + " | evaluations |"]
-    lines.append("|---" * (len(FACTORS) + 3) + "|")
+    lines.append(header("method", "option", *(f"default x {factor:g}" for factor in FACTORS), "evaluations"))
     for label, entry in told.items():
         cells = []
         for value, rank in zip(entry["values"], entry["ranks"], strict=True):
             mark = "**" if value == entry["chosen"] else ""
             cells.append(f"{mark}{value:g}: {rank:.1f}{mark}")
-        lines.append(f"| `{label}` | `{entry['option']}` | {' | '.join(cells)} | {entry['evaluations']:,.0f} |")
+        lines.append(line(f"`{label}`", f"`{entry['option']}`", *cells, f"{entry['evaluations']:,.0f}"))
     return "\n".join(lines)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import evaluate, evaluate_image, evaluate_text
-from bench.class_names import class_names
-from bench.text_ways import TextWays, floor_flops, plain_flops
+from bench.cost import image, text
+from bench.cost.class_names import class_names
+from bench.cost.rivals import TextWays, floor_flops, plain_flops
+from bench.cost.timing import Way, compared
 from engine.boxes.clip.text_shared_prefix import PackedText
 from engine.boxes.clip.tokenized_prompts import tokenize_prompts
 
@@ -31,7 +32,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def tokens():
-    return tokenize_prompts(open_clip.SimpleTokenizer(), class_names("eurosat"), evaluate_text.TEMPLATE, 77)
+    return tokenize_prompts(open_clip.SimpleTokenizer(), class_names("eurosat"), text.TEMPLATE, 77)
 
 
 def test_ways_agree_with_the_models_own_forward(model, tokens):
@@ -70,20 +71,26 @@ def test_class_lists():
     assert len(class_names("imagenet")) == 1000
 
 
-def test_a_run_tells_everything_the_table_prints(monkeypatch, model, tmp_path, capsys):
+def test_a_run_holds_everything_that_the_table_prints(monkeypatch, model, tmp_path, command):
     monkeypatch.setattr(open_clip, "create_model", lambda *_args, **_options: copy.deepcopy(model))
     target = tmp_path / "numbers.json"
-    evaluate.main(
-        ["--models", "ViT-B-32", "--cases", "cifar10,4", "--turns", "2", "--images", "2", "--out", str(target)]
-    )
+    words = ["--models", "ViT-B-32", "--cases", "cifar10,4", "--turns", "2", "--images", "2", "--out", str(target)]
+    code, out, _ = command("bench", "evaluate", *words)
     result = json.loads(target.read_text())
-    (row,) = result["text"]
-    assert (row["C"], row["M"], row["turns"], row["path"]) == (10, 4, 2, "packed")
-    assert row["difference"] <= evaluate_text.EXACT_BAR
-    assert row["ratio"]["peers"]["least"] > 1
-    (frame,) = result["image"]
-    assert frame["difference"] <= evaluate_text.EXACT_BAR and frame["ratio"]["own"]["median"] > 0
-    printed = capsys.readouterr().out
-    assert evaluate_text.table(result) in printed and evaluate_image.table(result) in printed
-    result["text"][0]["ratio"]["peers"]["median"] = 1.0
-    assert "(15, missed)" in evaluate_text.table(result)
+    (row,), (frame,) = result["text"], result["image"]
+    assert code == 0 and (row["C"], row["M"], row["turns"], row["path"]) == (10, 4, 2, "packed")
+    assert row["difference"] <= text.EXACT_BAR and frame["difference"] <= text.EXACT_BAR
+    assert row["ratio"]["peers"]["least"] > 1 and frame["ratio"]["own"]["median"] > 0
+    assert text.table([row]) in out and image.table([frame]) in out
+    row["ratio"]["peers"]["median"] = 1.0
+    assert "(15, missed)" in text.table([row])
+
+
+def test_a_way_that_answers_otherwise_shows_and_one_that_is_slower_is_so_many_times_dearer():
+    clock = iter([1.0, 2.0, 9.0, 1.0, 2.0, 9.0])
+    ours = torch.tensor([1.0, 2.0])
+    ways = {"ours": Way(lambda: ours, 2), "slow": Way(lambda: ours[:1], 1), "wrong": Way(lambda: ours + 0.5, 2)}
+    told = compared(ways, lambda: 4.0, lambda call: (next(clock), call()), 2, (1e9, 3e9))
+    assert told["ratio"]["slow"]["median"] == 4 and told["ratio"]["wrong"]["most"] == 9
+    assert told["difference"] == 0.5 and told["flops_saved"] == 3
+    assert told["gflops"] == 2 and told["of_rate"] == 0.5

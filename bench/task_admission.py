@@ -1,10 +1,8 @@
-"""Which tasks give a prompt real work: `python -m bench.admission`. The others are controls.
+"""`keyhole bench tasks`: which tasks give a prompt real work. The others are controls.
 
 A task is admitted when white-box CoOp or a linear probe is clearly above zero-shot: by more than 3 points of accuracy
 and by more than two standard errors, paired by image and over the seeds. Everything is measured on images of the pool
 that the few-shot sample left over; the test split is never opened. Exit code 1: a task's own `control` mark disagrees.
-
-Knows nothing of search methods or budgets.
 """
 
 from __future__ import annotations
@@ -17,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.entry import Answering, Parser, enter, numbers
+from bench.entry import Bench, Parser, header, line, numbers
 from engine.boxes import open_box
 from engine.errors import TaskError
 from engine.heads import fit
 from engine.protocols import Array, Task
+from tuning.compare.comparison import split_list
 from tuning.data.load_task import few_shot_rows, load_pool, task_names
 from tuning.white_box.coop import encode, fit_coop
 
@@ -54,24 +53,7 @@ class Admission:
         return self.admitted != self.control
 
 
-def run(
-    tasks: Sequence[str], box: str = "mini:resnet", seeds: Sequence[int] = (1, 2, 3), shots: int = 16
-) -> dict[str, Admission]:
-    """Measure tasks on a box.
-
-    Args:
-        tasks: URIs.
-        box: URI of a local box.
-        seeds: of the few-shot samples.
-        shots: training images a class.
-
-    Raises:
-        TaskError: a pool with nothing left over to measure on.
-    """
-    return {uri: _admission(load_pool(uri), box, seeds, shots) for uri in tasks}
-
-
-def verdict(gain: float, error: float) -> bool:
+def clearly_above(gain: float, error: float) -> bool:
     """Clearly above zero-shot: by more than 3 points and more than two standard errors."""
     return gain > MARGIN and gain > ERRORS * error
 
@@ -95,46 +77,43 @@ def paired(before: Array, after: Array, fresh: Array) -> tuple[float, float]:
     return float(seeds.mean()), float(np.sqrt(error))
 
 
-def table(found: dict[str, Admission]) -> str:
+def table(found: dict[str, Any]) -> str:
     """Markdown: a row a task, accuracies in %."""
-    lines = [
-        "| task | fresh images | zero-shot | CoOp | linear probe | CoOp gain | probe gain | verdict |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in found.values():
-        mark = "core" if row.admitted else "control"
-        lines.append(
-            f"| {row.task} | {row.images} | {100 * row.zero_shot:.1f} | {100 * row.coop:.1f} | {100 * row.linear:.1f} "
-            f"| {100 * row.coop_gain:+.1f} +- {100 * row.coop_error:.1f} "
-            f"| {100 * row.linear_gain:+.1f} +- {100 * row.linear_error:.1f} "
-            f"| {mark}{'' if row.agrees else ' (the task says otherwise)'} |"
+    lines = [header("task", "fresh images", "zero-shot", "CoOp", "linear probe", "CoOp gain", "probe gain", "verdict")]
+    for told in found.values():
+        row = Admission(**told)
+        accuracies = (f"{100 * value:.1f}" for value in (row.zero_shot, row.coop, row.linear))
+        gains = (
+            f"{100 * gain:+.1f} +- {100 * error:.1f}"
+            for gain, error in ((row.coop_gain, row.coop_error), (row.linear_gain, row.linear_error))
         )
+        mark = ("core" if row.admitted else "control") + ("" if row.agrees else " (the task says otherwise)")
+        lines.append(line(row.task, row.images, *accuracies, *gains, mark))
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None, answer: Answering = None) -> int:
-    """The command. Exit codes: 0, 1 where a task's mark disagrees with the rule, 2 for a user's mistake."""
-    parser = Parser("tasks", __doc__)
+def settings(parser: Parser) -> None:
+    """The arguments of the command."""
     embedded = ",".join(name for name in task_names() if name.startswith("mini:"))
     parser.add_argument("--tasks", default=embedded, help="URIs, comma separated (default: all embedded ones)")
     parser.add_argument("--box", default="mini:resnet")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--shots", type=int, default=16)
 
-    def measure(given: argparse.Namespace) -> dict[str, Any]:
-        found = run(given.tasks.split(","), given.box, numbers(given.seeds, int), given.shots)
-        return {uri: asdict(row) for uri, row in found.items()}
 
-    def text(found: dict[str, Any]) -> str:
-        return table({uri: Admission(**row) for uri, row in found.items()})
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """An `Admission` by task. Raises TaskError where a pool has nothing left over to measure on."""
+    tasks = split_list(given.tasks, uris=True)
+    seeds = numbers(given.seeds, int)
+    return {uri: asdict(_admission(load_pool(uri), given.box, seeds, given.shots)) for uri in tasks}
 
-    def marks(given: argparse.Namespace, found: dict[str, Any]) -> int:
-        wrong = [uri for uri, row in found.items() if not Admission(**row).agrees]
-        if wrong:
-            print(f"marked otherwise than the rule says: {', '.join(wrong)}; correct their `control`", file=sys.stderr)
-        return 1 if wrong else 0
 
-    return enter(parser, arguments, measure, text, answer=answer, verdict=marks)
+def verdict(given: argparse.Namespace, found: dict[str, Any]) -> int:
+    """1 where a task's mark disagrees with the rule."""
+    wrong = [uri for uri, row in found.items() if not Admission(**row).agrees]
+    if wrong:
+        print(f"marked otherwise than the rule says: {', '.join(wrong)}; correct their `control`", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 def _admission(pool: Task, uri: str, seeds: Sequence[int], shots: int) -> Admission:
@@ -174,10 +153,9 @@ def _admission(pool: Task, uri: str, seeds: Sequence[int], shots: int) -> Admiss
         coop_error=gains["coop"][1],
         linear_gain=gains["linear"][0],
         linear_error=gains["linear"][1],
-        admitted=any(verdict(*gain) for gain in gains.values()),
+        admitted=any(clearly_above(*gain) for gain in gains.values()),
         control=pool.control,
     )
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+BENCH = Bench(settings=settings, measure=measure, table=table, verdict=verdict)

@@ -1,26 +1,27 @@
 """`keyhole bench search --ablation`: where `sketch` has its gain from, by taking out one part at a time.
 
-Each is the shipped search with one thing changed, so that probes, trust region and account stay the same. They lean on
-its insides: `SketchSearch._solve` calling `solve` of its module, and `_directions`.
-Knows nothing of tasks and of how trials run.
+Each is a method like any user's, the shipped search with one thing changed, so that probes, trust region and account
+stay the same. They lean on its insides: `SketchSearch._solve` calling `solve` of its module, and `_directions`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from scipy.special import softmax
 
-from bench.search_trials import Arm
-from engine.protocols import Array, Feedback, Outputs, Reply
+from bench.search.arms import Arm
+from engine.protocols import Array, Feedback, Outputs, Reply, Search
 from engine.search.sketch import search as sketch
 from engine.search.sketch.search import Sketch, SketchSearch
 from engine.search.sketch.solver import Paid, mean_loss
 from engine.search.sketch.tables import Table
 from engine.search_space import Space
+from engine.session import Session
 
 NUDGE = 0.02
 """Of one entry of theta, for the true Jacobian by finite differences."""
@@ -29,13 +30,12 @@ NUDGE = 0.02
 def arms() -> list[Arm]:
     """The search, whole and in parts."""
     return [
-        Arm(label="sketch", method="sketch", options={}),
-        Arm(label="gradient steps on the table", method="bench.ablation:GradientSteps", options={}),
-        Arm(label="losses only", method="bench.ablation:LossesOnly", options={}),
+        Arm(label="sketch", method="sketch"),
+        Arm(label="gradient steps on the table", method="bench.search.ablation:GradientSteps"),
+        Arm(label="losses only", method="bench.search.ablation:LossesOnly"),
         Arm(label="no memory", method="sketch", options={"memory": Sketch().k}),
-        Arm(label="true leading directions (white box)", method="bench.ablation:TrueDirections",
-            options={}),
-    ]  # fmt: skip
+        Arm(label="true leading directions (white box)", method="bench.search.ablation:TrueDirections"),
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -110,13 +110,24 @@ class TrueDirections(Sketch):
     def start(self, space: Space, candidates: float, seed: int) -> SketchSearch:
         return _InformedSearch(self, space, candidates, seed)
 
+    def begin(self, session: Session) -> Search:
+        """The search, with the box shown to it: what it asks there is on nobody's account."""
+        begun: Any = super().begin(session)
+        begun.look_inside(partial(session.evaluator.evaluate, table=True), session.task.train.labels)
+        return begun
+
 
 class _InformedSearch(SketchSearch):
+    _evaluate: Callable[[Array], Reply] | None = None
+    """Of a search without a session, which only shows how many candidates it would ask for: sketch's directions."""
+
     def look_inside(self, evaluate: Callable[[Array], Reply], labels: Array) -> None:
-        """Be shown the box: what `evaluate` answers is on nobody's account."""
+        """Be shown the box, as training candidates are evaluated on it."""
         self._evaluate, self._truth = evaluate, labels
 
     def _directions(self, count: int) -> Array:
+        if self._evaluate is None:
+            return super()._directions(count)
         theta = self.recommend()
         # Every class is moved at once: its scores follow its own part alone.
         nudged = theta + NUDGE * np.tile(np.eye(self._width, dtype=np.float32), self._parts)

@@ -7,8 +7,6 @@ features `(P, C, E)`.
   layout of OpenAI's code.
 - `own`: the same in the batch-first layout of open_clip's own forward.
 - `truncated`: open_clip's layout, cut behind the last end token, all candidates side by side.
-
-Knows nothing of clocks, of reports, or of how the engine computes the same.
 """
 
 from __future__ import annotations

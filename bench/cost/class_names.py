@@ -1,7 +1,4 @@
-"""Class names of public data sets, for measurements that need names but no images.
-
-Knows nothing of what is measured.
-"""
+"""Class names of public data sets, for measurements that need names but no images."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""What one evaluation costs: our towers beside the ways that others run them."""

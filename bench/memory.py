@@ -24,7 +24,8 @@ from bench.entry import Bench, Parser
 from engine.boxes import SCHEMES, BoxRequest, keep_only
 from engine.errors import RecipeError
 from engine.evaluators.problem import Problem
-from engine.protocols import Array, BoxSpec, ImageSource, Outputs, Prompts, Split, Task, TextSpec, Work
+from engine.protocols import Array, BoxSpec, Outputs, Prompts, TextSpec, Work
+from engine.task import ImageSource, Split, Task
 from tuning.recipe import make_recipe
 from tuning.run import Tuning
 from tuning.run_folder import CHECKPOINT

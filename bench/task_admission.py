@@ -19,7 +19,8 @@ from bench.entry import Bench, Parser, header, line, numbers
 from engine.boxes import open_box
 from engine.errors import TaskError
 from engine.heads import fit
-from engine.protocols import Array, Task
+from engine.protocols import Array
+from engine.task import Task
 from tuning.compare.comparison import split_list
 from tuning.data.load_task import few_shot_rows, load_pool, task_names
 from tuning.white_box.coop import encode, fit_coop

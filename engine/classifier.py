@@ -23,7 +23,8 @@ from engine.boxes import open_box
 from engine.errors import ArtifactError, RefusedError, TaskError
 from engine.folded import Folded
 from engine.images import Given, ImageLike, as_many
-from engine.protocols import Array, BlackBox, ImageSource, Outputs, Prompts, Staged, Subset
+from engine.protocols import Array, BlackBox, Outputs, Prompts, Staged
+from engine.task import ImageSource, Subset
 from engine.threads import limited
 
 BLOCK = 64
@@ -209,17 +210,12 @@ class Classifier:
             RefusedError: The box gives no features.
             ArtifactError: The artifact does not fit its box.
         """
-        self._check_features()
-        box = self.box
-        with limited(1):
-            # A box answers about images alone: any will do, the text features are those of the prompt.
-            staged = box.stage(Given((np.zeros((8, 8, 3), np.uint8),)))
-            outputs = self._prompted(staged, np.arange(1))
-        assert outputs.text is not None
+        told = self._text_answer()
+        assert told.text is not None
         pixels = None if self._prompts.pixels is None else self._prompts.pixels[0]
         return Folded(
-            text=outputs.text[0],
-            scale=outputs.scale,
+            text=told.text[0],
+            scale=told.scale,
             pixels=pixels,
             head=self._head,
             head_name=self.artifact.meta["head"],
@@ -261,14 +257,8 @@ class Classifier:
             RefusedError: The box gives no features.
             ArtifactError: They are not finite.
         """
-        box = self.box
-        if "features" not in box.spec.gives:
-            raise RefusedError(f"{box.spec.uri} gives {', '.join(sorted(box.spec.gives))} and no features")
-        with limited(1):  # a box answers about images: a black one will do
-            black = box.stage(Given((np.zeros((box.spec.image_size,) * 2 + (3,), np.uint8),)))
-            text = box.answer(replace(self._prompts, pixels=None), black, np.arange(1)).text
-        _check_finite(text)
-        assert text is not None, "it gives features"
+        text = self._text_answer().text
+        assert text is not None
         return text[0]
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -305,6 +295,15 @@ class Classifier:
         spec = self.box.spec
         if "features" not in spec.gives:
             raise RefusedError(f"{spec.uri} gives {', '.join(sorted(spec.gives))} and no features; name another --box")
+
+    def _text_answer(self) -> Outputs:
+        """The box's answer to the tuned text prompt, whose text features are those of any image."""
+        self._check_features()
+        with limited(1):
+            any_image = self.box.stage(Given((np.zeros((8, 8, 3), np.uint8),)))
+            told = self.box.answer(replace(self._prompts, pixels=None), any_image, np.arange(1))
+        _check_finite(told.text)
+        return told
 
     def _whole_blocks(self, images: ImageLike | Iterable[ImageLike], ask: Ask) -> Iterator[Outputs]:
         """Block by block: the answer for all images. Raises TaskError for one that cannot be read."""

@@ -23,7 +23,8 @@ from PIL import Image, ImageOps
 
 from engine.errors import TaskError
 from engine.phases import advance, phase
-from engine.protocols import Array, ImageSource, Subset
+from engine.protocols import Array
+from engine.task import ImageSource, Subset
 
 MAX_BYTES = 64 * 2**20
 """Larger encoded images are refused unread."""

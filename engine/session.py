@@ -21,7 +21,8 @@ from engine.evaluators.problem import ProblemSpec
 from engine.evaluators.serial import Serial
 from engine.ledger import Ledger
 from engine.objectives import PLAIN, cross_entropy
-from engine.protocols import Array, BlackBox, Evaluator, Outputs, Reply, Task, Work
+from engine.protocols import Array, BlackBox, Evaluator, Outputs, Reply, Work
+from engine.task import Task
 
 if TYPE_CHECKING:
     from engine.classifier import Classifier

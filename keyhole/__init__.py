@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.classifier import Classifier
-    from engine.protocols import BlackBox, Method, Split, Task
+    from engine.protocols import BlackBox, Method
     from engine.session import RunSettings, Session
+    from engine.task import Split, Task
     from tuning.evaluate import Evaluation
 
 __all__ = [

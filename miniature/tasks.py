@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from engine.errors import TaskError, nearest
-from engine.protocols import ImageSource, Split, Subset, Task
 from engine.random_streams import Purpose, rng
+from engine.task import ImageSource, Split, Subset, Task
 from miniature.captions import NUMBERS
 from miniature.render import COLORS, FIRST_SHAPE, LETTERS, MAX_COUNT, POSITIONS, SHAPES, TEXTURES, Look
 

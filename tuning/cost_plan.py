@@ -17,7 +17,7 @@ import numpy as np
 from engine.boxes.feature_cache import VARIABLE
 from engine.evaluators.serial import Serial
 from engine.phases import phase
-from engine.protocols import Split, Task
+from engine.task import Split, Task
 from engine.threads import limited
 from engine.tuning_loop import SearchMethod
 from tuning import budget

@@ -12,7 +12,7 @@ from engine.artifact import Artifact
 from engine.classifier import Classifier
 from engine.errors import ArtifactError, TaskError
 from engine.phases import phase
-from engine.protocols import Split, Task
+from engine.task import Split, Task
 from tuning.data.load_task import halve, load_pool, looked_over, part_of_test
 
 AGREE = 0.01

@@ -12,7 +12,8 @@ from typing import Any
 from engine.classifier import Classifier
 from engine.errors import RecipeError
 from engine.evaluators.serial import Serial
-from engine.protocols import BlackBox, Task
+from engine.protocols import BlackBox
+from engine.task import Task
 from tuning.recipe import load_recipe, make_recipe
 from tuning.resolve import method_of
 from tuning.run import Tuning, problem_of, task_of

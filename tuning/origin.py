@@ -17,7 +17,7 @@ import numpy as np
 from engine.artifact import ARRAYS
 from engine.errors import ArtifactError, TaskError
 from engine.images import Files, digest, one_by_one
-from engine.protocols import Split, Subset, Task
+from engine.task import Split, Subset, Task
 from tuning.recipe import Recipe
 
 FREE = ("workers", "checkpoint_s", "pool.cpus", "pool.gpus", "pool.timeout_s")

@@ -19,8 +19,9 @@ from engine.evaluators.problem import ProblemSpec
 from engine.evaluators.ray_pool import RayPool
 from engine.evaluators.serial import Serial
 from engine.outcome import accuracies_on_test, artifact_of, check_head, release
-from engine.protocols import Array, BoxSpec, Evaluator, Method, Task
+from engine.protocols import Array, BoxSpec, Evaluator, Method
 from engine.session import RunSettings, Session
+from engine.task import Task
 from engine.threads import limited_steps
 from engine.tuning_loop import SearchMethod, Step
 from tuning import budget

@@ -15,8 +15,9 @@ from PIL import Image
 from scipy.special import log_softmax
 
 from engine.errors import RecipeError
-from engine.protocols import Array, BlackBox, ImageSource, Outputs, Prompts, Staged, Work
+from engine.protocols import Array, BlackBox, Outputs, Prompts, Staged, Work
 from engine.random_streams import Purpose, rng
+from engine.task import ImageSource
 
 OPTIONS = ("noise", "round", "topk", "jpeg")
 

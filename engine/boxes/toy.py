@@ -20,8 +20,9 @@ from engine.boxes import BoxRequest, keep_only
 from engine.errors import RecipeError, RefusedError
 from engine.images import Encoded, one_by_one
 from engine.preprocessing import Preprocess
-from engine.protocols import GIVES, Array, BoxSpec, ImageSource, Outputs, Prompts, Split, Task, TextSpec, Work
+from engine.protocols import GIVES, Array, BoxSpec, Outputs, Prompts, TextSpec, Work
 from engine.random_streams import Purpose, rng
+from engine.task import ImageSource, Split, Task
 
 TOKENS, WIDTH, JOINT, SIDE, HIDDEN = 4, 8, 16, 8, 64
 SIGMA = 0.5

@@ -20,9 +20,10 @@ from engine.errors import RefusedError
 from engine.objectives import make_objective
 from engine.phases import phase
 from engine.prompts import make_prompt
-from engine.protocols import Array, BlackBox, BoxSpec, Outputs, Parametrization, Prompts, Reply, Split, Staged, Work
+from engine.protocols import Array, BlackBox, BoxSpec, Outputs, Parametrization, Prompts, Reply, Staged, Work
 from engine.random_streams import Purpose, rng
 from engine.search_space import Space
+from engine.task import Split
 
 CANARY_ROWS = 8
 SHARED = ("test",)

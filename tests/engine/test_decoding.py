@@ -14,7 +14,7 @@ from engine.boxes.toy import toy_task
 from engine.evaluators.problem import ProblemSpec
 from engine.evaluators.ray_pool import RayPool
 from engine.evaluators.serial import Serial
-from engine.protocols import Split
+from engine.task import Split
 
 
 def spec(folder) -> ProblemSpec:

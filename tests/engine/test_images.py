@@ -11,7 +11,7 @@ from engine import images
 from engine.errors import KeyholeError, RecipeError, TaskError
 from engine.images import Encoded, Files, check_images, digest
 from engine.preprocessing import Preprocess
-from engine.protocols import Subset
+from engine.task import Subset
 
 SIZES = [(40, 30), (30, 40), (32, 32), (20, 20), (101, 37), (37, 230), (64, 64), (1, 1), (1, 50)]
 

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 
 from engine.errors import BudgetError
-from engine.protocols import BoxSpec, Evaluator, Feedback, Reply, Split, Task, Work
+from engine.protocols import BoxSpec, Evaluator, Feedback, Reply, Work
 from engine.random_streams import Purpose, rng
 from engine.search_space import Space
 from engine.session import RunSettings, Session
+from engine.task import Split, Task
 from engine.tuning_loop import steps
 
 N, VAL, DIM = 20, 8, 5

@@ -15,7 +15,8 @@ import numpy as np
 from engine import boxes
 from engine.boxes import toy
 from engine.evaluators.problem import CanaryImages
-from engine.protocols import Outputs, Task
+from engine.protocols import Outputs
+from engine.task import Task
 
 boxes.SCHEMES["counted"] = "counted:open_box"
 boxes.WITHOUT_TORCH |= {"counted"}

@@ -15,7 +15,7 @@ from functools import lru_cache
 from engine.boxes import open_box
 from engine.evaluators.problem import OpenBox
 from engine.evaluators.serial import Serial
-from engine.protocols import Task
+from engine.task import Task
 from tuning.data.load_task import few_shot, halve, load_pool, looked_over, part_of_test
 from tuning.recipe import Recipe, make_recipe
 from tuning.resolve import method_of, prompt_of

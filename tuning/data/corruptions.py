@@ -14,8 +14,9 @@ import numpy as np
 from engine.boxes.degraded import OPTIONS as BOX_OPTIONS
 from engine.errors import RecipeError
 from engine.parsing import parse_uri, without_options
-from engine.protocols import Array, Task
+from engine.protocols import Array
 from engine.random_streams import Purpose, rng
+from engine.task import Task
 
 TASK_OPTIONS = ("imbalance", "label_noise")
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from engine.errors import LONGEST_VALUE, RecipeError, TaskError, nearest, shown
 from engine.images import Files
-from engine.protocols import Array, Split, Task
+from engine.protocols import Array
 from engine.random_streams import Purpose, rng
+from engine.task import Split, Task
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 DEFAULT_TEMPLATE = "a photo of a {}."

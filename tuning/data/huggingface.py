@@ -11,7 +11,8 @@ import numpy as np
 
 from engine.errors import RecipeError, TaskError, extra
 from engine.images import Encoded, EncodedSource
-from engine.protocols import Array, Split, Task
+from engine.protocols import Array
+from engine.task import Split, Task
 from tuning.data.folders import DEFAULT_TEMPLATE, NO_IMAGES
 
 

@@ -22,8 +22,9 @@ import numpy as np
 from engine.errors import RecipeError, TaskError, nearest
 from engine.images import check_images
 from engine.parsing import parse_uri, resolve
-from engine.protocols import Array, Split, Task
+from engine.protocols import Array
 from engine.random_streams import Purpose, rng
+from engine.task import Split, Task
 from tuning.data.corruptions import TASK_OPTIONS, degradations, degraded
 
 HALVES = ("all", "base", "new")

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from engine.errors import RecipeError, RefusedError
-from engine.protocols import Array, BlackBox, Prompts, Split, Task
+from engine.protocols import Array, BlackBox, Prompts
 from engine.random_streams import Purpose, rng
+from engine.task import Split, Task
 
 LOOKS = 20
 RATE = 0.2

@@ -28,7 +28,8 @@ from engine.boxes.feature_cache import FeatureCache, cache_folder
 from engine.errors import RecipeError, RefusedError, TaskError
 from engine.images import Encoded, digest, one_by_one
 from engine.preprocessing import Preprocess
-from engine.protocols import GIVES, Array, BoxSpec, ImageSource, Outputs, Prompts, TextSpec, Work
+from engine.protocols import GIVES, Array, BoxSpec, Outputs, Prompts, TextSpec, Work
+from engine.task import ImageSource
 
 OPTIONS = ("precision", "clip", "cache")
 """Options of a URI that every `ClipBox` knows:

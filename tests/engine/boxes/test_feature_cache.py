@@ -18,7 +18,8 @@ from engine.boxes.clip.box import ClipBox
 from engine.boxes.feature_cache import FeatureCache, cache_bytes, cache_folder
 from engine.images import Encoded, Files
 from engine.preprocessing import Preprocess
-from engine.protocols import Subset, Work
+from engine.protocols import Work
+from engine.task import Subset
 
 VISION = {"image_size": 32, "patch_size": 8, "layers": 2, "width": 64, "head_width": 32}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}

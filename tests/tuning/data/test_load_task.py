@@ -16,7 +16,7 @@ from PIL import Image
 
 from engine.errors import RecipeError, TaskError
 from engine.images import Files
-from engine.protocols import Split, Task
+from engine.task import Split, Task
 from tuning.data import load_task as tasks
 from tuning.data.load_task import few_shot, halve, load_pool, load_task
 

@@ -13,7 +13,8 @@ import pytest
 from bench import task_admission
 from engine.boxes import open_box
 from engine.errors import RecipeError, RefusedError
-from engine.protocols import Array, Prompts, Split, Task
+from engine.protocols import Array, Prompts
+from engine.task import Split, Task
 from tuning.data.load_task import few_shot_rows, load_pool, load_task
 from tuning.white_box.coop import coop, encode, fit_coop
 

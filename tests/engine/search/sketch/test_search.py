@@ -8,9 +8,10 @@ from engine.boxes.toy import toy_task
 from engine.errors import RecipeError, RefusedError
 from engine.evaluators.problem import ProblemSpec
 from engine.evaluators.serial import Serial
-from engine.protocols import Feedback, Task
+from engine.protocols import Feedback
 from engine.search_space import Space
 from engine.session import RunSettings, Session
+from engine.task import Task
 
 
 def evaluator(box="toy:"):

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
-from engine import heads, phases
+from engine import phases
 from engine.artifact import Artifact
 from engine.boxes import open_box
 from engine.errors import ArtifactError, RefusedError, TaskError
-from engine.folded import Folded
+from engine.folded import Folded, check_finite, probabilities_of, through_head
 from engine.images import Given, ImageLike, as_many
 from engine.protocols import Array, BlackBox, Outputs, Prompts, Staged
 from engine.task import ImageSource, Subset
@@ -302,7 +301,7 @@ class Classifier:
         with limited(1):
             any_image = self.box.stage(Given((np.zeros((8, 8, 3), np.uint8),)))
             told = self.box.answer(replace(self._prompts, pixels=None), any_image, np.arange(1))
-        _check_finite(told.text)
+        check_finite(told.text)
         return told
 
     def _whole_blocks(self, images: ImageLike | Iterable[ImageLike], ask: Ask) -> Iterator[Outputs]:
@@ -345,7 +344,7 @@ class Classifier:
         """The box's answer to the tuned prompt, through the head where there is one."""
         outputs = self._prompted(staged, rows)
         if self._head is None:
-            _check_finite(outputs.image, outputs.text, outputs.scores)
+            check_finite(outputs.image, outputs.text, outputs.scores)
             return outputs
         return through_head(self._head, self.artifact.meta["head"], outputs)
 
@@ -382,31 +381,3 @@ class Classifier:
             pixels=None if pixels is None or not pixels.any() else pixels[None],
             words=None if words in (None, spec.template) else (words,),
         )
-
-
-def through_head(head: heads.Head, name: str, outputs: Outputs) -> Outputs:
-    """Scores `(1, B, C)` of a head, by its name, on a box's answer for one candidate.
-
-    Raises ArtifactError as `heads.applied`, or where the scores are not finite.
-    """
-    found = heads.applied(name, head, outputs)
-    _check_finite(found.scores)
-    return found
-
-
-def _check_finite(*answers: Array | None) -> None:
-    for answer in answers:
-        if answer is not None and not np.isfinite(answer).all():
-            raise ArtifactError("the answers to the artifact's prompt are not finite numbers; tune it again")
-
-
-def probabilities_of(outputs: Outputs, num_classes: int) -> Array:
-    """`(n, C)` float64 of an answer for one candidate, as `Classifier.predict` says."""
-    if outputs.labels is not None:
-        return np.full((outputs.labels.shape[1], num_classes), np.nan)
-    if outputs.topk is None:
-        return softmax(outputs.logits()[0].astype(np.float64), axis=-1)
-    best, told = outputs.topk[0][0], outputs.topk[1][0]
-    table = np.zeros((len(best), num_classes))
-    np.put_along_axis(table, best, softmax(told.astype(np.float64), axis=-1), axis=-1)
-    return table

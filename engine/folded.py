@@ -1,4 +1,4 @@
-"""What a classifier computes besides the frozen image tower: a few rows, perhaps a frame and a head.
+"""What a classifier computes besides the frozen towers: a few rows, perhaps a frame and a head; probabilities.
 
 Where no frame and no nonlinear head stands in between, that is one matrix.
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import softmax
 
-from engine.errors import RefusedError
-from engine.heads import Head, on_scores
+from engine.errors import ArtifactError, RefusedError
+from engine.heads import Head, applied, on_scores
 from engine.heads.linear import LinearHead
 from engine.heads.template_mixture import MixtureHead
-from engine.protocols import Array
+from engine.protocols import Array, Outputs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,3 +69,32 @@ class Folded:
             )
         text, scale = (self.text, self.scale) if self.head is None else (self.head.text, self.head.scale)
         return np.float32(scale) * text, np.zeros(len(text), np.float32)
+
+
+def through_head(head: Head, name: str, outputs: Outputs) -> Outputs:
+    """Scores `(1, B, C)` of a head, by its name, on a box's answer for one candidate.
+
+    Raises ArtifactError as `engine.heads.applied`, or where the scores are not finite.
+    """
+    found = applied(name, head, outputs)
+    check_finite(found.scores)
+    return found
+
+
+def check_finite(*answers: Array | None) -> None:
+    """Raise ArtifactError where an answer holds a value that is not finite."""
+    for answer in answers:
+        if answer is not None and not np.isfinite(answer).all():
+            raise ArtifactError("the answers to the artifact's prompt are not finite numbers; tune it again")
+
+
+def probabilities_of(outputs: Outputs, num_classes: int) -> Array:
+    """`(n, C)` float64 of an answer for one candidate, as `Classifier.predict` says."""
+    if outputs.labels is not None:
+        return np.full((outputs.labels.shape[1], num_classes), np.nan)
+    if outputs.topk is None:
+        return softmax(outputs.logits()[0].astype(np.float64), axis=-1)
+    best, told = outputs.topk[0][0], outputs.topk[1][0]
+    table = np.zeros((len(best), num_classes))
+    np.put_along_axis(table, best, softmax(told.astype(np.float64), axis=-1), axis=-1)
+    return table

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.artifact import Artifact
-from engine.classifier import Classifier, probabilities_of, through_head
+from engine.classifier import Classifier
 from engine.errors import ArtifactError, KeyholeError
+from engine.folded import probabilities_of, through_head
 from engine.heads import Head, on_scores
 from engine.protocols import Array, BlackBox, Outputs, Towers
 

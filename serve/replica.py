@@ -18,13 +18,12 @@ from serve.answering import ZERO_SHOT, Answer, Ask, Refusal
 from serve.artifact_shelf import VERSION_DIGITS, Entry, Shelf
 from serve.encoder import Encoder, EncoderSettings, Scored
 from serve.folding import Folded, fold, refold
-from serve.schema import Offer
+from serve.schema import MOST_LABELS, Offer, Version
 from serve.settings import Directions
 from serve.watching import Watcher
 
 REFOLDED = 256
 """Other classes and templates whose rows are kept."""
-MOST_LABELS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +84,11 @@ class Replica:
         """As `Answering`."""
         targets = [await self._target(ask) for ask in asks]
         return await asyncio.gather(*(self._answers(image, targets) for image in images))
+
+    async def about(self, artifact: str) -> Version | Refusal:
+        """As `Answering`."""
+        target = await self._target(Ask(artifact=artifact))
+        return target if isinstance(target, Refusal) else target.entry.facts
 
     async def offers(self) -> list[Offer]:
         """As `Answering`."""

@@ -13,6 +13,8 @@ MOST_IMAGES = 1_000
 """Images of one request."""
 Words = Annotated[str, Field(min_length=1, max_length=1_000)]
 """A class name or a sentence."""
+ImageText = Annotated[str, Field(json_schema_extra={"format": "byte"})]
+"""An image in base64, or as a data URI."""
 MOST_LABELS = 1_000
 """Class names or sentences among which one answer may choose."""
 Labels = Annotated[tuple[Words, ...], Field(min_length=1, max_length=MOST_LABELS)]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from serve.schema import Body, Reply
+from serve.schema import Body, ImageText, Reply
 
 MOST_QUESTIONS = 400
 MOST_MESSAGES = 1_000
@@ -33,7 +33,7 @@ class ImagePart(Part):
     """An image as a data URI. URLs are not fetched."""
 
     type: Literal["input_image"]
-    image_url: str
+    image_url: ImageText
 
 
 class JsonPart(Part):

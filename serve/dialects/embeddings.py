@@ -19,11 +19,11 @@ from pydantic import Field, model_validator
 
 from serve.answering import Answer, Ask, Refusal
 from serve.dialects.asking import DECLARED, ask_each, tell
-from serve.dialects.error_forms import responses
+from serve.dialects.error_forms import openai_error, responses
 from serve.payload import from_base64
-from serve.refusals import refuse
+from serve.refusals import STATUS, refuse
 from serve.routes import Asked
-from serve.schema import MOST_IMAGES, Body, OpenAIError, OpenAIErrorReply, Reply
+from serve.schema import MOST_IMAGES, Body, ImageText, OpenAIError, OpenAIErrorReply, Reply
 
 router = APIRouter(tags=["openai"])
 
@@ -31,7 +31,7 @@ router = APIRouter(tags=["openai"])
 class ImageUrl(Body):
     """An image in vLLM's form."""
 
-    url: str
+    url: ImageText
     """A data URI; URLs are not fetched."""
     detail: Any = None
     """Has no effect."""
@@ -56,7 +56,7 @@ class Embed(Body):
 
     model: Annotated[str, Field(max_length=300)]
     """An artifact: `NAME`, `NAME@VERSION`, `NAME@latest` or `NAME@zero-shot`."""
-    input: str | Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_IMAGES)] | None = None
+    input: ImageText | Annotated[tuple[ImageText, ...], Field(min_length=1, max_length=MOST_IMAGES)] | None = None
     """An image or several, each as a data URI or in base64."""
     messages: Annotated[tuple[Message, ...], Field(min_length=1, max_length=1)] | None = None
     modality: Literal["image"] = "image"
@@ -123,7 +123,7 @@ async def embed(given: Embed, response: Response, answering: Asked) -> Embedding
 def _entry(index: int, outcome: Answer | Refusal, form: str) -> Embedding:
     """Raises Refused where the model gives no features."""
     if isinstance(outcome, Refusal):
-        error = OpenAIError(message=outcome.message, type="invalid_request_error", code=outcome.code)
+        error = openai_error(STATUS[outcome.code], outcome.code, outcome.message)
         return Embedding(index=index, embedding=[], error=error)
     if outcome.features is None:
         raise refuse("bad_request", f"{outcome.artifact} is of a model that does not give its features")

@@ -37,11 +37,19 @@ def error_body(path: str, status: int, code: str, message: str) -> BaseModel:
     if path == "/v2" or path.startswith("/v2/"):
         return ProtocolError(error=message)
     if OPENAI.fullmatch(path):
-        kind = TYPES.get(status, "invalid_request_error")
-        return OpenAIErrorReply(error=OpenAIError(message=message, type=kind, code=code))
+        return OpenAIErrorReply(error=openai_error(status, code, message))
     return ErrorReply(error=message, code=code)
+
+
+def openai_error(status: int, code: str, message: str) -> OpenAIError:
+    """What OpenAI's clients read of an error."""
+    return OpenAIError(message=message, type=TYPES.get(status, "invalid_request_error"), code=code)
 
 
 def responses(form: type[BaseModel], *statuses: int) -> dict[int | str, dict]:
     """What a route declares in OpenAPI: these statuses, or all."""
-    return {status: {"model": form, "description": STATUSES[status]} for status in statuses or STATUSES}
+    wait = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds"}}
+    return {
+        status: {"model": form, "description": STATUSES[status], **({"headers": wait} if status in (429, 503) else {})}
+        for status in statuses or STATUSES
+    }

@@ -18,7 +18,7 @@ from serve.dialects.error_forms import responses
 from serve.payload import from_base64, may_be_image, media_type
 from serve.refusals import Refused, answered, refuse
 from serve.routes import Asked
-from serve.schema import Body, ErrorReply, Labels, Reply, Words, inlined
+from serve.schema import Body, ErrorReply, ImageText, Labels, Reply, Words, inlined
 
 router = APIRouter(tags=["hugging face"])
 
@@ -39,7 +39,7 @@ class Parameters(Body):
 class Classification(Body):
     """An image in JSON."""
 
-    inputs: str
+    inputs: ImageText
     """The image in base64, or as a data URI."""
     parameters: Parameters | None = None
 

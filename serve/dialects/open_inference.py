@@ -25,7 +25,7 @@ from serve.dialects.error_forms import responses
 from serve.payload import from_base64
 from serve.refusals import Refused, refuse
 from serve.routes import Asked
-from serve.schema import MOST_IMAGES, Body, ProtocolError, Reply, Version
+from serve.schema import MOST_IMAGES, Body, ImageText, ProtocolError, Reply, Version
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 
@@ -91,7 +91,7 @@ class Input(Body):
     datatype: Literal["BYTES"]
     shape: Annotated[tuple[int, ...], Field(min_length=1, max_length=2)]
     """`[n]` or `[n, 1]`."""
-    data: Annotated[tuple[str | tuple[str], ...], Field(min_length=1, max_length=MOST_IMAGES)]
+    data: Annotated[tuple[ImageText | tuple[ImageText], ...], Field(min_length=1, max_length=MOST_IMAGES)]
     """n images, each in base64 or as a data URI; also as rows of one."""
     parameters: Parameters | None = None
 

@@ -12,13 +12,14 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
 from starlette.datastructures import UploadFile
 
+from engine.images import MAX_BYTES
 from serve.answering import Answer, Ask, Refusal
 from serve.dialects.asking import DECLARED, ask_each, parsed, tell
 from serve.dialects.error_forms import responses
 from serve.payload import from_base64, may_be_image, media_type
 from serve.refusals import refuse
 from serve.routes import Asked
-from serve.schema import MOST_IMAGES, Body, ErrorReply, Labels, Reply, Shelf, Words, inlined
+from serve.schema import MOST_IMAGES, Body, ErrorReply, ImageText, Labels, Reply, Shelf, Words, inlined
 
 router = APIRouter(tags=["keyhole"])
 
@@ -38,7 +39,7 @@ class Classes(Body):
 class Images(Classes):
     """Images in JSON."""
 
-    images: Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_IMAGES)]
+    images: Annotated[tuple[ImageText, ...], Field(min_length=1, max_length=MOST_IMAGES)]
     """Each in base64, or as a data URI."""
 
 
@@ -169,7 +170,7 @@ async def _form(request: Request) -> tuple[list[bytes | Refusal], Classes]:
     """As `_read`. An image is a file, or text in base64."""
     images: list[bytes | Refusal] = []
     fields: dict[str, list[str]] = {}
-    async with request.form(max_files=MOST_IMAGES, max_fields=MOST_IMAGES) as form:
+    async with request.form(max_files=MOST_IMAGES, max_fields=MOST_IMAGES, max_part_size=2 * MAX_BYTES) as form:
         for key, value in form.multi_items():
             if key == "image":
                 images.append(await value.read() if isinstance(value, UploadFile) else from_base64(value))

@@ -189,7 +189,12 @@ async def version_ready(name: Name, version: Name, answering: Asked) -> ModelRea
     return (await model_ready(f"{name}@{version}", answering)).model_copy(update={"name": name})
 
 
-@router.post("/models/{name}/infer", operation_id="infer", responses={**responses(ProtocolError), **DECLARED})
+@router.post(
+    "/models/{name}/infer",
+    operation_id="infer",
+    responses={**responses(ProtocolError), **DECLARED},
+    response_model_exclude_none=True,
+)
 async def infer(name: Name, given: Inference, response: Response, answering: Asked) -> Inferred:
     """Classify images. The name may be `NAME@VERSION`, `NAME@latest` or `NAME@zero-shot`."""
     return await _infer(name, name, given, response, answering)
@@ -199,6 +204,7 @@ async def infer(name: Name, given: Inference, response: Response, answering: Ask
     "/models/{name}/versions/{version}/infer",
     operation_id="version_infer",
     responses={**responses(ProtocolError), **DECLARED},
+    response_model_exclude_none=True,
 )
 async def version_infer(name: Name, version: Name, given: Inference, response: Response, answering: Asked) -> Inferred:
     """As `infer`, of one version, `latest` or `zero-shot`."""

@@ -73,6 +73,7 @@ def test_outputs_are_the_classifiers(infer, runs, photo, in_base64):
 def test_one_bad_image_fails_alone(infer, photo):
     images = [photo(0), photo(1, size=(64, 64))[:-200], "not base64!", photo(2)]
     reply = infer(images)
+    assert "id" not in reply.json()
     found = {output["name"]: output for output in reply.json()["outputs"]}
     assert reply.status_code == 200
     assert [bool(error) for error in found["error"]["data"]] == [False, True, True, False]

@@ -73,8 +73,8 @@ class Entry:
     model: str
     template: str
     method: str
-    accuracy: float
-    zero_shot_accuracy: float
+    accuracy: float | None
+    zero_shot_accuracy: float | None
     test_images: int
     folded: Folded
     agreement: Agreement = field(default_factory=Agreement)

@@ -23,7 +23,7 @@ from serve.gateway import Gateway
 from serve.keys import load_keys
 from serve.replica import Replica
 from serve.routes import make_api
-from serve.schema import Offer
+from serve.schema import Offer, Version
 from serve.settings import Directions, ServeSettings, boxes
 
 GATEWAY_CPUS = 0.1
@@ -86,6 +86,10 @@ class Encoding(_Directed):
         """As `Answering`."""
         return await self.answering.ask(images, asks)
 
+    async def about(self, artifact: str) -> Version | Refusal:
+        """As `Answering`."""
+        return await self.answering.about(artifact)
+
     async def offers(self) -> list[Offer]:
         """As `Answering`."""
         return await self.answering.offers()
@@ -105,6 +109,10 @@ class Asking(Answering):
         """As `Answering`."""
         found = await self._call("ask", list(images), list(asks))
         return [[found] * len(asks) for _ in images] if isinstance(found, Refusal) else found
+
+    async def about(self, artifact: str) -> Version | Refusal:
+        """As `Answering`."""
+        return await self._call("about", artifact)
 
     async def offers(self) -> list[Offer]:
         """As `Answering`."""

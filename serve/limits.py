@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
 from serve.keys import allowed
+from serve.page import FILES
 from serve.schema import ErrorReply
 
 Scope = MutableMapping[str, Any]
@@ -19,8 +20,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Layer = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
-"""Paths that need no key: a cluster's probes have none."""
+OPEN = frozenset({"/v2/health/live", "/v2/health/ready", *FILES})
+"""Paths that need no key: a cluster's probes have none, and the page asks for one."""
 
 
 class KeyGate:

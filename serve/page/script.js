@@ -122,8 +122,8 @@ function choose(files) {
   URL.revokeObjectURL(preview.src);
   preview.src = URL.createObjectURL(image);
   preview.hidden = false;
-  $("image-note").replaceChildren(named(image.name), make("small", {}, `${Math.ceil(image.size / 1024).toLocaleString("en")} kB · `,
-    make("strong", {}, "choose another")));
+  const size = `${Math.ceil(image.size / 1024).toLocaleString("en")} kB · `;
+  $("image-note").replaceChildren(named(image.name), make("small", {}, size, make("strong", {}, "choose another")));
   show("error", "");
   show("status", files.length > 1 ? `The first of ${files.length} files was taken: ${image.name}` : `Image: ${image.name}`);
   $("answers").replaceChildren();
@@ -248,13 +248,15 @@ function card(choice, tuned, bare) {
 
 // A class, its bar, and that of zero-shot.
 function row(label, score, others) {
-  const bar = (kind, word, share) => {
+  const bar = (kind, share, ...words) => {
     const line = make("i");
     line.style.setProperty("--share", share ?? 0);
-    return make("div", { className: `bar ${kind}` }, line, make("span", {}, make("span", { className: "unseen" }, `${word} `), percent(share)));
+    const unseen = words.map((word) => make("span", { className: "unseen" }, `${word} `));
+    return make("div", { className: `bar ${kind}` }, line, make("span", {}, ...unseen, percent(share)));
   };
-  const bars = others.size ? [bar("tuned", "tuned", score), bar("bare", "zero-shot", others.get(label) ?? null)] : [bar("tuned", "", score)];
-  return make("li", {}, named(label), ...bars);
+  if (!others.size) return make("li", {}, named(label), bar("tuned", score));
+  const bare = others.get(label) ?? null;
+  return make("li", {}, named(label), bar("tuned", score, "tuned"), bar("bare", bare, "zero-shot"));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -105,17 +105,25 @@ class Tab:
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def place(self, selector: str) -> tuple[float, float]:
-        """The middle of the first element that matches, scrolled into view."""
-        box = self.value(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
-            "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+    def place(self, selector: str, nth: int = 0) -> tuple[float, float]:
+        """The middle of the nth element that matches, scrolled into view, once it stays where it is."""
+        x, y = self.value(
+            f"""(async () => {{
+                const element = document.querySelectorAll({json.dumps(selector)})[{nth}];
+                element.scrollIntoView({{block: 'center'}});
+                for (let before = ''; ;) {{
+                    const box = element.getBoundingClientRect(), now = [box.x + box.width / 2, box.y + box.height / 2];
+                    if (String(now) === before) return now;
+                    before = String(now);
+                    await new Promise(done => setTimeout(done, 30));
+                }}
+            }})()"""
         )
-        return box[0], box[1]
+        return x, y
 
-    def click(self, selector: str) -> None:
+    def click(self, selector: str, nth: int = 0) -> None:
         """Press and release the mouse in the middle of an element, whatever lies on top of it."""
-        x, y = self.place(selector)
+        x, y = self.place(selector, nth)
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 

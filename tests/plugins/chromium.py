@@ -52,6 +52,7 @@ class Chromium:
         tab = Tab(connect(f"{self._address}/devtools/page/{target}", max_size=None))
         for domain in ("Page", "Runtime", "Log", "DOM"):
             tab.send(f"{domain}.enable")
+        tab.send("Page.setInterceptFileChooserDialog", enabled=True)
         tab.look(**emulated)
         tab.send("Page.navigate", url=url)
         tab.until("document.readyState === 'complete' && location.href !== 'about:blank'")
@@ -68,6 +69,7 @@ class Tab:
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket, self._numbers = socket, itertools.count(1)
+        self._chooser: int | None = None
         self.complaints: list[str] = []
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
@@ -80,6 +82,8 @@ class Tab:
                 self.complaints.append(message["params"]["exceptionDetails"]["exception"]["description"])
             elif message.get("method") == "Log.entryAdded":
                 self.complaints.append(message["params"]["entry"]["text"])
+            elif message.get("method") == "Page.fileChooserOpened":
+                self._chooser = message["params"]["backendNodeId"]
             elif message.get("id") == number:
                 if "error" in message:
                     raise RuntimeError(f"{method}: {message['error']['message']}")
@@ -134,11 +138,15 @@ class Tab:
             told = {"text": text} if text and kind == "keyDown" else {}
             self.send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=codes[key], **told)
 
-    def pick(self, selector: str, *files: Path) -> None:
-        """Choose files in a file field."""
-        root = self.send("DOM.getDocument")["root"]["nodeId"]
-        node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-        self.send("DOM.setFileInputFiles", files=[str(file) for file in files], nodeId=node)
+    def give(self, *files: Path) -> None:
+        """Choose files in the dialogue that a click or a key has opened."""
+        until = time.monotonic() + PATIENCE_S
+        while self._chooser is None:
+            if time.monotonic() > until:
+                raise TimeoutError("no dialogue for files has been opened")
+            self.value("new Promise(done => setTimeout(done, 10))")  # events come with answers
+        self.send("DOM.setFileInputFiles", files=[str(file) for file in files], backendNodeId=self._chooser)
+        self._chooser = None
 
     def drop(self, selector: str, *files: Path) -> None:
         """Drop files on an element."""

@@ -28,10 +28,15 @@ from serve.schema import Offer, RefusedVersion, Version
 
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\">"
 CARDS = """[...document.querySelectorAll('article')].map(card => ({
-    name: card.querySelector('h3').textContent, verdict: card.querySelector('.verdict')?.textContent,
-    text: card.innerText, rows: [...card.querySelectorAll('li')].map(row => ({
-        label: row.querySelector('bdi').textContent, shares: [...row.querySelectorAll('.bar')].map(bar => bar.textContent),
-        lengths: [...row.querySelectorAll('.bar i')].map(bar => bar.style.getPropertyValue('--share')) })) }))"""
+    name: card.querySelector('h3').textContent,
+    verdict: card.querySelector('.verdict')?.textContent,
+    text: card.innerText,
+    rows: [...card.querySelectorAll('li')].map(row => ({
+        label: row.querySelector('bdi').textContent,
+        shares: [...row.querySelectorAll('.bar')].map(bar => bar.textContent),
+        lengths: [...row.querySelectorAll('.bar i')].map(bar => bar.style.getPropertyValue('--share')),
+    })),
+}))"""
 ANSWERED = "document.querySelector('article') || !document.querySelector('#error').hidden"
 
 
@@ -69,7 +74,7 @@ def site(request):
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        return "http://127.0.0.1:{}/".format(server.servers[0].sockets[0].getsockname()[1])
+        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
 
     return start
 
@@ -104,7 +109,8 @@ def ask(tab, image: bytes, folder: Path) -> list[dict]:
     """Pick a file with these bytes, click on the button, and read the cards."""
     file = folder / f"{hashlib.sha256(image).hexdigest()[:8]}.png"
     file.write_bytes(image)
-    tab.pick("#file", file)
+    tab.click("#drop")
+    tab.give(file)
     tab.click("button.main")
     tab.until(ANSWERED)
     return tab.value(CARDS)
@@ -188,18 +194,19 @@ def test_labels_alone_and_no_zero_shot(serving, runs, site, opened, photo, tmp_p
 def test_by_keyboard_alone(site, opened, answering, photo, tmp_path):
     tab = opened(site(answering))
     (tmp_path / "a.png").write_bytes(photo())
-    tab.pick("#file", tmp_path / "a.png")
-    focused = []
-    for _ in range(30):
+    tab.press("Tab")
+    assert tab.value("document.activeElement.id") == "file"
+    tab.press(" ", " ")
+    tab.give(tmp_path / "a.png")
+    for place in range(3):
         tab.press("Tab")
-        focused.append(tab.value("document.activeElement.id || document.activeElement.className"))
-        if tab.value("document.activeElement === choices[1].box"):
-            tab.press(" ")
-        if focused[-1] == "main":
-            break
-    assert focused[0] == "file" and focused[-2:] == ["bare", "main"]
-    outline = tab.value("getComputedStyle(document.activeElement).outlineStyle")
-    assert outline == "solid"
+        assert tab.value(f"document.activeElement === choices[{place}].box")
+    tab.press(" ", " ")
+    tab.press("Tab")
+    assert tab.value("document.activeElement.id") == "bare"
+    tab.press("Tab")
+    assert tab.value("document.activeElement.innerText") == "Classify"
+    assert tab.value("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     tab.press("Enter", "\r")
     tab.until(ANSWERED)
     assert len(tab.value(CARDS)) == 2
@@ -248,7 +255,8 @@ def test_the_same_request_in_curl_and_python(site, opened, answering, photo, tmp
     tab, image = opened(site(answering)), photo()
     choose(tab, "shapes")
     (tmp_path / "it's $HOME.png").write_bytes(image)
-    tab.pick("#file", tmp_path / "it's $HOME.png")
+    tab.click("#drop")
+    tab.give(tmp_path / "it's $HOME.png")
     code = tab.value("[...document.querySelectorAll('pre')].map(code => code.textContent)")
     by_curl, by_python = (run(*words, cwd=tmp_path) for words in commands(code))
     tuned, bare = asyncio.run(answering.ask([image], [Ask(artifact="shapes"), Ask(artifact="shapes@zero-shot")]))[0]
@@ -266,7 +274,8 @@ def commands(code: list[str]) -> list[tuple[str, ...]]:
 
 
 def run(*words: str, cwd: Path, **environ: str) -> str:
-    told = subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=120, env={**os.environ, **environ})
+    environ = {**os.environ, **environ}
+    told = subprocess.run(words, check=False, cwd=cwd, capture_output=True, text=True, timeout=120, env=environ)
     assert told.returncode == 0, told.stderr + shlex.join(words)
     return told.stdout
 
@@ -316,18 +325,28 @@ def test_names_never_become_html(site, opened, photo, tmp_path):
         tab.value("document.body.innerHTML = '<b>no</b>'")
 
 
-LUMINANCE = """(colour => { const [r, g, b] = colour.match(/[0-9.]+/g).map(v => v / 255).map(
-    v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; })"""
-CONTRASTS = """(() => { const luminance = LUMINANCE, behind = e => { for (; e; e = e.parentElement) {
-    const c = getComputedStyle(e).backgroundColor; if (!c.startsWith('rgba(0, 0, 0, 0')) return c; } return 'rgb(0,0,0)'; };
-    const ratio = (a, b) => { const [x, y] = [luminance(a), luminance(b)].sort((p, q) => q - p); return (x + .05) / (y + .05); };
-    const texts = [...document.querySelectorAll('body *')].filter(e => e.checkVisibility() &&
-        [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()));
-    return { texts: texts.map(e => [e.textContent.slice(0, 30), ratio(getComputedStyle(e).color, behind(e))]),
-             bars: [...document.querySelectorAll('.bar i')].map(e => [e.parentElement.className,
-                    ratio(getComputedStyle(e).backgroundColor, behind(e.parentElement))]) }; })()""".replace(
-    "LUMINANCE", LUMINANCE
-)
+CONTRASTS = """(() => {  // of every text and every bar with what lies behind it, by WCAG's formula
+    const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const luminance = colour => {
+        const [r, g, b] = colour.match(/[0-9.]+/g).map(v => linear(v / 255));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const paper = element => {
+        const colour = getComputedStyle(element).backgroundColor;
+        return colour === 'rgba(0, 0, 0, 0)' ? paper(element.parentElement) : colour;
+    };
+    const contrast = (colour, element) => {
+        const [dark, light] = [luminance(colour), luminance(paper(element))].sort((a, b) => a - b);
+        return (light + 0.05) / (dark + 0.05);
+    };
+    const texts = [...document.querySelectorAll('body *')].filter(element => element.checkVisibility()
+        && [...element.childNodes].some(node => node.nodeType === Node.TEXT_NODE && node.data.trim()));
+    const bars = [...document.querySelectorAll('.bar i')];
+    return {
+        texts: texts.map(e => [e.textContent.slice(0, 30), contrast(getComputedStyle(e).color, e)]),
+        bars: bars.map(e => contrast(getComputedStyle(e).backgroundColor, e.parentElement)),
+    };
+})()"""
 
 
 @pytest.mark.parametrize(("scheme", "width"), itertools.product(("light", "dark"), (360, 1200)))
@@ -340,7 +359,7 @@ def test_it_can_be_read(site, opened, answering, photo, tmp_path, scheme, width)
     contrasts += tab.value(CONTRASTS)["texts"]
     bars = tab.value(CONTRASTS)["bars"]
     assert len(contrasts) > 40 and not [found for found in contrasts if found[1] < 4.5]
-    assert len(bars) > 10 and not [found for found in bars if found[1] < 3]
+    assert len(bars) > 10 and min(bars) >= 3
     assert tab.value("document.documentElement.scrollWidth") <= width
     assert (
         tab.value("getComputedStyle(document.body).backgroundColor")

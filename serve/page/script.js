@@ -284,8 +284,12 @@ for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
 for (const button of document.querySelectorAll("[data-copies]")) {
   button.hidden = !navigator.clipboard; // browsers give it to https and to this machine only
   button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText($(button.dataset.copies).textContent);
-    show("status", `Copied the request as ${button.dataset.copies}.`);
+    try {
+      await navigator.clipboard.writeText($(button.dataset.copies).textContent);
+      show("status", `Copied the request as ${button.dataset.copies}.`);
+    } catch {
+      show("error", "The browser does not allow this page to copy. Select the text instead.");
+    }
   });
 }
 load();

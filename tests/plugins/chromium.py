@@ -48,6 +48,8 @@ class Chromium:
     def open(self, url: str, **emulated: Any) -> Tab:
         """A new tab with this page, once it has loaded, in a profile of its own."""
         context = self._browser.send("Target.createBrowserContext")["browserContextId"]
+        permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+        self._browser.send("Browser.grantPermissions", permissions=permissions, browserContextId=context)
         target = self._browser.send("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         tab = Tab(connect(f"{self._address}/devtools/page/{target}", max_size=None))
         for domain in ("Page", "Runtime", "Log", "DOM"):

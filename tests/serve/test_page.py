@@ -258,6 +258,9 @@ def test_the_same_request_in_curl_and_python(site, opened, answering, photo, tmp
     tab.click("#drop")
     tab.give(tmp_path / "it's $HOME.png")
     code = tab.value("[...document.querySelectorAll('pre')].map(code => code.textContent)")
+    tab.click("[data-copies=python]")
+    tab.until("document.querySelector('#status').innerText === 'Copied the request as python.'")
+    assert tab.value("navigator.clipboard.readText()") == code[1]
     by_curl, by_python = (run(*words, cwd=tmp_path) for words in commands(code))
     tuned, bare = asyncio.run(answering.ask([image], [Ask(artifact="shapes"), Ask(artifact="shapes@zero-shot")]))[0]
     decoder, found = json.JSONDecoder(), []

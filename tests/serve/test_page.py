@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import uvicorn
 from chromium import Chromium, found
+from contrasts import CONTRASTS
 from fastapi.testclient import TestClient
 
 from engine.classifier import Classifier
@@ -310,6 +311,36 @@ class Hostile:
         return None
 
 
+class Slow(Hostile):
+    """Answers once it may."""
+
+    def __init__(self) -> None:
+        self.may, self.answered = threading.Event(), 0
+
+    async def ask(self, images, asks):
+        while not self.may.is_set():
+            await asyncio.sleep(0.01)
+        self.answered += 1
+        return await super().ask(images, asks)
+
+
+def test_a_late_answer_is_not_shown_for_the_next_image(site, opened, photo, tmp_path):
+    tab = opened(site(slow := Slow()))
+    tab.click("#bare")
+    for name in ("first", "second"):
+        (tmp_path / name).write_bytes(photo())
+        tab.click("#drop")
+        tab.give(tmp_path / name)
+        if name == "first":
+            tab.click("button.main")
+            tab.until("document.querySelector('#status').textContent === 'Asking …'")
+    slow.may.set()
+    tab.until("image.name === 'second'")
+    tab.value("new Promise(done => setTimeout(done, 500))")
+    assert slow.answered == 1 and tab.value(CARDS) == [] and error_of(tab) == ""
+    assert tab.value("document.querySelector('#status').textContent") == "Image: second"
+
+
 def test_names_never_become_html(site, opened, photo, tmp_path):
     tab = opened(site(Hostile()), width=360)
     choose(tab, "it", HOSTILE)
@@ -326,30 +357,6 @@ def test_names_never_become_html(site, opened, photo, tmp_path):
     assert tab.value("choices.filter(({box}) => box.checkVisibility()).length") == 11
     with pytest.raises(RuntimeError, match="TrustedHTML"):
         tab.value("document.body.innerHTML = '<b>no</b>'")
-
-
-CONTRASTS = """(() => {  // of every text and every bar with what lies behind it, by WCAG's formula
-    const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-    const luminance = colour => {
-        const [r, g, b] = colour.match(/[0-9.]+/g).map(v => linear(v / 255));
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    const paper = element => {
-        const colour = getComputedStyle(element).backgroundColor;
-        return colour === 'rgba(0, 0, 0, 0)' ? paper(element.parentElement) : colour;
-    };
-    const contrast = (colour, element) => {
-        const [dark, light] = [luminance(colour), luminance(paper(element))].sort((a, b) => a - b);
-        return (light + 0.05) / (dark + 0.05);
-    };
-    const texts = [...document.querySelectorAll('body *')].filter(element => element.checkVisibility()
-        && [...element.childNodes].some(node => node.nodeType === Node.TEXT_NODE && node.data.trim()));
-    const bars = [...document.querySelectorAll('.bar i')];
-    return {
-        texts: texts.map(e => [e.textContent.slice(0, 30), contrast(getComputedStyle(e).color, e)]),
-        bars: bars.map(e => contrast(getComputedStyle(e).backgroundColor, e.parentElement)),
-    };
-})()"""
 
 
 @pytest.mark.parametrize(("scheme", "width"), itertools.product(("light", "dark"), (360, 1200)))

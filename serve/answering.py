@@ -82,9 +82,8 @@ class Answer:
 
     def best(self, k: int | None = None) -> list[tuple[str, float]]:
         """The k most probable classes (None: all) with their probabilities, `label` first; ties in their order."""
-        behind = [
-            name != self.label for name in self.classes
-        ]  # where there are labels alone, all probabilities are NaN
+        # Where the box gives labels alone, all probabilities are NaN.
+        behind = np.array([name != self.label for name in self.classes])
         order = np.lexsort((-self.probabilities, behind))[:k]
         return [(self.classes[row], float(self.probabilities[row])) for row in order]
 

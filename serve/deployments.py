@@ -23,6 +23,7 @@ from serve.replica import Replica
 from serve.routes import make_api
 from serve.schema import Offer
 from serve.settings import Directions, ServeSettings, boxes
+from serve.telemetry import log_to_stderr
 
 GATEWAY_CPUS = 0.1
 """What a gateway asks Ray for: it computes next to nothing."""
@@ -46,6 +47,7 @@ class _Directed:
             raise BoxError(refusal.message)
 
     def _api(self, settings: ServeSettings) -> Any:
+        log_to_stderr()
         return make_api(self.answering, max_body_bytes=settings.max_body_bytes, keys=load_keys(settings.keys))
 
 

@@ -26,6 +26,8 @@ STATUS: dict[Code, int] = {
     "overloaded": 429,
     "unavailable": 503,
 }
+REQUEST_ID = "keyhole.request_id"
+"""Where a request's id stands in its ASGI scope."""
 RESPONSES: dict[int | str, dict[str, type]] = {
     status: {"model": ErrorReply} for status in sorted({*STATUS.values(), 401, 422})
 }
@@ -84,7 +86,10 @@ def install(api: FastAPI) -> None:
 
     @api.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return error_response(
+        request_id = request.scope.get(REQUEST_ID, "")
+        logger.error("request %s failed", request_id, exc_info=error)
+        answer = error_response(
             Refusal(code="unavailable", message="the server failed on this request; try again", retry_after_s=1)
         )
+        answer.headers["X-Request-ID"] = request_id  # the layer that sets it elsewhere has been left already
+        return answer

@@ -14,6 +14,7 @@ from serve import refusals
 from serve.answering import Answering
 from serve.dialects import DIALECTS
 from serve.limits import BodyLimit, KeyGate
+from serve.telemetry import Access, Observed
 
 
 def _answering(request: Request) -> Answering:
@@ -33,11 +34,12 @@ def make_api(answering: Answering, *, max_body_bytes: int = 128 * 2**20, keys: t
         keys: Hashes of the API keys (keys.py); none: everybody may ask.
     """
     api = FastAPI(title="Keyhole", summary="Tuned prompts of frozen vision-language models", redoc_url=None)
-    api.state.answering = answering
+    api.state.answering = Observed(answering)
     refusals.install(api)
     for name in DIALECTS:
         api.include_router(importlib.import_module(f"serve.dialects.{name}").router)
     api.add_middleware(BodyLimit, most=max_body_bytes)
     if keys:
-        api.add_middleware(KeyGate, hashes=keys)  # added last, it comes first
+        api.add_middleware(KeyGate, hashes=keys)
+    api.add_middleware(Access)  # added last, it comes first
     return api

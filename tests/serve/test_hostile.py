@@ -1,0 +1,135 @@
+"""Thousands of requests, a third of them hostile: those are refused in plain words, the others answered as ever.
+
+KEYHOLE_HOSTILE=10000 sets how many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import collections
+import gc
+import hashlib
+import json
+import logging
+import os
+import re
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from hostile import HUGE, Attack, attack
+
+from engine.classifier import Classifier
+from serve.routes import make_api
+from serve.telemetry import ACCESS
+
+REQUESTS = int(os.environ.get("KEYHOLE_HOSTILE", "3000"))
+CLIENTS = 8
+KEY = "open sesame"
+INTERNALS = re.compile(r"""Traceback|File "|\.py\b|/(?:tmp|home|usr|work|var|opt)/|site-packages|0x[0-9a-f]{6,}|<\w+ |object at|
+    \b[A-Z]\w+(?:Error|Exception)\b|pydantic|starlette|\bPIL\b""", re.X)  # fmt: skip
+GROWTH_BYTES = 6 * 2**20
+"""Memory that the second half may add: a leak of 1 kB a request would show in 10,000 of them."""
+
+
+class Lines(logging.Handler):
+    """Looks at every line of the access log and keeps none."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.statuses: collections.Counter[int] = collections.Counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        assert "\n" not in text and len(text) < 1500 and KEY not in text
+        self.statuses[json.loads(text)["status"]] += 1
+
+
+@pytest.fixture
+def lines():
+    handler, logger = Lines(), logging.getLogger(ACCESS)
+    before = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # pytest would keep them
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+    logger.level, logger.propagate = before
+
+
+def resident() -> int:
+    """Bytes of memory of this process."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def refused(asked: Attack, answer: httpx2.Response) -> None:
+    """Whether it was turned away as it should be."""
+    what = f"{asked.kind} {asked.method} {asked.path[:80]} -> {answer.status_code} {answer.text[:300]}"
+    assert answer.status_code in asked.statuses, what
+    assert not INTERNALS.search(answer.text), what
+    if asked.path.startswith("/models/") and answer.status_code != 405:
+        message = answer.json()["error"]
+        assert 5 < len(message) < 700 and message.isprintable(), what
+
+
+@pytest.mark.slow
+def test_a_third_of_the_requests_is_hostile(serving, runs, photo, lines):
+    kinds = {"pets": "digits", "shapes": "context-per-class", "choice": "top-k", "marks": "labels"}
+    answering = serving(**{name: runs[kind] for name, kind in kinds.items()}).answering
+    api = make_api(answering, max_body_bytes=HUGE - 1, keys=(hashlib.sha256(KEY.encode()).digest(),))
+    routes = [path for path, verbs in api.openapi()["paths"].items() if "post" in verbs]
+    photos = [photo(seed, format) for seed in range(4) for format in ("PNG", "JPEG", "WEBP")]
+    truth = {}
+    for name, kind in kinds.items():
+        labels, tables = Classifier.load(runs[kind]).predict(photos)
+        truth[name] = [(label, np.sort(table)[::-1]) for label, table in zip(labels, tables, strict=True)]
+    seen: collections.Counter[tuple[str, int]] = collections.Counter()
+    memory: dict[int, int] = {}
+
+    async def good(client: httpx2.AsyncClient, number: int) -> None:
+        name, which = list(kinds)[number % len(kinds)], number % len(photos)
+        body = {"inputs": base64.b64encode(photos[which]).decode()}
+        sent = {"json": body} if number % 2 else {"content": photos[which]}
+        answer = await client.post(f"/models/{name}", **sent)
+        assert answer.status_code == 200, answer.text
+        label, table = truth[name][which]
+        assert answer.json()[0]["label"] == label
+        if not np.isnan(table).any():
+            np.testing.assert_allclose([row["score"] for row in answer.json()], table, atol=1e-5)
+        seen["good", 200] += 1
+
+    async def bad(client: httpx2.AsyncClient, number: int) -> None:
+        rng = np.random.default_rng((12, number))
+        asked = attack(rng, routes[rng.integers(len(routes))], list(kinds)[rng.integers(len(kinds))])
+        content = asked.content if isinstance(asked.content, bytes) else asked.content()
+        headers = {name: value.encode("latin-1") for name, value in asked.headers.items()}
+        answer = await client.request(asked.method, asked.path, content=content, headers=headers)
+        refused(asked, answer)
+        seen[asked.kind, answer.status_code] += 1
+
+    async def main() -> None:
+        numbers = iter(range(REQUESTS))
+        transport = httpx2.ASGITransport(api, raise_app_exceptions=False)
+
+        async def send(client: httpx2.AsyncClient) -> None:
+            for number in numbers:
+                await (bad if number % 3 == 0 else good)(client, number)
+                if number % (REQUESTS // 10) == 0:
+                    memory[number] = resident()
+
+        async with httpx2.AsyncClient(
+            transport=transport, base_url="http://test", headers={"X-API-Key": KEY}
+        ) as client:
+            await asyncio.gather(*(send(client) for _ in range(CLIENTS)))
+
+    asyncio.run(main())
+    for (kind, status), count in sorted(seen.items()):
+        print(f"{kind:14} {status} {count:6}")
+    levels = [level for _, level in sorted(memory.items())]
+    print("memory, MB:", *(level >> 20 for level in levels))
+    assert sum(lines.statuses.values()) == sum(seen.values()) == REQUESTS, "every request has its line"
+    half = len(levels) // 2
+    assert min(levels[-3:]) - min(levels[half - 1 : half + 2]) < GROWTH_BYTES

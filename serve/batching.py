@@ -54,14 +54,14 @@ class Batcher(Generic[Item, Result]):
     def __len__(self) -> int:
         return len(self._queue)
 
-    async def submit(self, item: Item) -> Batched[Result]:
-        """The result for one item. Whoever is cancelled while it waits is left out of the batch."""
+    async def submit(self, items: Sequence[Item]) -> list[Batched[Result]]:
+        """Results in their order. Items of whoever is cancelled while they wait are left out of batches."""
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(item, loop.create_future())
-        self._queue.append(waiting)
-        if self._running is None:
+        waiting = [_Waiting(item, loop.create_future()) for item in items]
+        self._queue.extend(waiting)
+        if self._running is None and waiting:
             self._running = loop.create_task(self._run())
-        return await waiting.done
+        return await asyncio.gather(*(one.done for one in waiting))
 
     async def _run(self) -> None:
         """Work until nothing waits."""

@@ -1,6 +1,8 @@
 """The application's deployments on Ray Serve, and how one asks another.
 
-`user_config` (`settings.Directions`) changes artifacts and traffic in place, without a new replica.
+`user_config` (`settings.Directions`) changes artifacts and traffic in place, without a new replica. In a Serve config
+file it is written for each deployment (`keyhole`, `encoder-0`, ...); a change of the application's `args` is a new
+version, which replaces all replicas.
 """
 
 from __future__ import annotations

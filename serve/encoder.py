@@ -38,6 +38,8 @@ FORMATS = {
     b"MM\x00*": "TIFF",
 }
 """How the formats begin that are taken; besides them WebP, whose mark stands behind a length."""
+_DECODED = 16
+"""Images that a thread decodes in one go, at most: the others are encoded meanwhile."""
 KNOWN = ", ".join(dict.fromkeys([*FORMATS.values(), "WEBP"]))
 
 
@@ -119,16 +121,18 @@ class Encoder:
         for pool in (self._decode, self._compute):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    async def answer(self, image: bytes, folded: Sequence[Folded]) -> tuple[list[Outcome], Timing]:
-        """Outcomes for one encoded image, in the order of `folded`. The image is decoded once."""
-        if self._busy >= self.settings.queue:
-            full = f"{self._busy} images wait, and more are not taken; try again, or start more replicas"
-            return [Refusal(code="overloaded", message=full, retry_after_s=1)] * len(folded), Timing()
-        self._busy += 1
+    async def answer(self, images: Sequence[bytes], folded: Sequence[Folded]) -> list[tuple[list[Outcome], Timing]]:
+        """For every encoded image the outcomes in the order of `folded`. An image is decoded once."""
+        room = max(0, self.settings.queue - self._busy)
+        taken, left = images[:room], images[room:]
+        self._busy += len(taken)
         try:
-            return await self._answered(image, folded)
+            parts = await asyncio.gather(*(self._part(part, folded) for part in self._parts(taken)))
         finally:
-            self._busy -= 1
+            self._busy -= len(taken)
+        full = "as many images wait as may; try again, send fewer at once, or start more replicas"
+        refused = Refusal(code="overloaded", message=full, retry_after_s=1)
+        return [found for part in parts for found in part] + [([refused] * len(folded), Timing())] * len(left)
 
     async def probe(self) -> None:
         """Encode an image. Raises BoxError where that gives no finite features."""
@@ -145,30 +149,49 @@ class Encoder:
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    async def _answered(self, image: bytes, folded: Sequence[Folded]) -> tuple[list[Outcome], Timing]:
-        if refusal := unwanted(image):
-            return [refusal] * len(folded), Timing()
+    def _parts(self, images: Sequence[bytes]) -> list[Sequence[bytes]]:
+        """Images of one request that are decoded by one thread, one after the other."""
+        size = min(_DECODED, -(-len(images) // self.settings.decoders) or 1)
+        return [images[start : start + size] for start in range(0, len(images), size)]
+
+    async def _part(self, images: Sequence[bytes], folded: Sequence[Folded]) -> list[tuple[list[Outcome], Timing]]:
+        """Some images: by the artifacts that answer as a whole one by one, by all others in batches."""
         loop, start = asyncio.get_running_loop(), time.perf_counter()
         wholes = [one for one in folded if one.whole is not None]
-        outcomes: dict[int, Outcome] = {}
-        for one in wholes:
-            outcomes[id(one)] = await loop.run_in_executor(self._compute, self._limited, _whole, one, image)
-        if len(wholes) == len(folded):
-            return [outcomes[id(one)] for one in folded], Timing(encode_s=time.perf_counter() - start)
-        try:
-            pixels = await loop.run_in_executor(self._decode, self._pixels, image)
-        except TaskError as error:
-            return [Refusal(code="bad_image", message=str(error))] * len(folded), Timing()
-        decode_s = time.perf_counter() - start
         asked = [one for one in folded if one.whole is None]
-        done = await self._batcher.submit(_Item(pixels, asked))
-        outcomes.update((id(one), outcome) for one, outcome in zip(asked, done.result, strict=True))
-        timing = Timing(decode_s=decode_s, queue_s=done.queue_s, encode_s=done.work_s, batch=done.batch)
-        return [outcomes[id(one)] for one in folded], timing
+        tables: list[dict[int, Outcome]] = [{} for _ in images]
+        timings = [Timing()] * len(images)
+        for one in wholes:
+            for table, image in zip(tables, images, strict=True):
+                table[id(one)] = await loop.run_in_executor(self._compute, self._limited, _whole, one, image)
+        if asked:
+            pixels = await loop.run_in_executor(self._decode, self._pixels, images)
+            decode_s = (time.perf_counter() - start) / len(images)
+            items = [_Item(found, asked) for found in pixels if not isinstance(found, Refusal)]
+            done = iter(await self._batcher.submit(items))
+            for number, found in enumerate(pixels):
+                if isinstance(found, Refusal):
+                    tables[number].update((id(one), found) for one in asked)
+                    continue
+                batched = next(done)
+                tables[number].update((id(one), out) for one, out in zip(asked, batched.result, strict=True))
+                timings[number] = Timing(
+                    decode_s=decode_s, queue_s=batched.queue_s, encode_s=batched.work_s, batch=batched.batch
+                )
+        rows = [[table[id(one)] for one in folded] for table in tables]
+        return list(zip(rows, timings, strict=True))
 
-    def _pixels(self, image: bytes) -> Array:
+    def _pixels(self, images: Sequence[bytes]) -> list[Array | Refusal]:
+        """`(3, H, H)` of each image, or why not."""
         assert isinstance(self.box, Towers)
-        return self.box.pixels([Encoded(image, "the image")])[0]
+        found: list[Array | Refusal] = []
+        for image in images:
+            refusal = unwanted(image)
+            try:
+                found.append(refusal or self.box.pixels([Encoded(image, "the image")])[0])
+            except TaskError as error:
+                found.append(Refusal(code="bad_image", message=str(error)))
+        return found
 
     def _limited(self, work: Callable[..., Value], *args: object) -> Value:
         with limited(self.settings.threads):
@@ -239,6 +262,8 @@ def unwanted(image: bytes) -> Refusal | None:
 def _whole(folded: Folded, image: bytes) -> Outcome:
     """The answer of a classifier by itself."""
     assert folded.whole is not None
+    if refusal := unwanted(image):
+        return refusal
     try:
         (answer,) = folded.whole.each([image])
     except KeyholeError as error:

@@ -15,9 +15,9 @@ from engine.artifact import Artifact
 from engine.errors import ArtifactError, KeyholeError
 from engine.protocols import Towers
 from serve import metrics
-from serve.answering import ZERO_SHOT, Answer, Ask, Refusal
+from serve.answering import ZERO_SHOT, Answer, Ask, Refusal, Timing
 from serve.artifact_shelf import VERSION_DIGITS, Entry, Shelf
-from serve.encoder import Encoder, EncoderSettings, Scored
+from serve.encoder import Encoder, EncoderSettings, Outcome, Scored
 from serve.folding import Folded, fold, refold
 from serve.schema import Offer
 from serve.settings import Directions
@@ -85,7 +85,11 @@ class Replica:
     async def ask(self, images: Sequence[bytes], asks: Sequence[Ask]) -> list[list[Answer | Refusal]]:
         """As `Answering`."""
         targets = [await self._target(ask) for ask in asks]
-        return await asyncio.gather(*(self._answers(image, targets) for image in images))
+        known = [target for target in targets if isinstance(target, _Target)]
+        folded = [one.folded for one in known] + [shadow.folded for one in known for shadow in one.shadows]
+        if not folded:
+            return [[target for target in targets if isinstance(target, Refusal)] for _ in images]
+        return [_answers(targets, *found) for found in await self.encoder.answer(images, folded)]
 
     async def offers(self) -> list[Offer]:
         """As `Answering`."""
@@ -102,41 +106,6 @@ class Replica:
             return Refusal(code="unavailable", message=str(error), retry_after_s=1)
         metrics.PROBES.record(outcome="encoded")
         return None
-
-    async def _answers(self, image: bytes, targets: Sequence[_Target | Refusal]) -> list[Answer | Refusal]:
-        """One image, every ask."""
-        known = [target for target in targets if isinstance(target, _Target)]
-        folded = [one.folded for one in known] + [shadow.folded for one in known for shadow in one.shadows]
-        if not folded:
-            return [target for target in targets if isinstance(target, Refusal)]
-        outcomes, timing = await self.encoder.answer(image, folded)
-        answers, compared = iter(outcomes), iter(outcomes[len(known) :])
-        found: list[Answer | Refusal] = []
-        for target in targets:
-            if isinstance(target, Refusal):
-                found.append(target)
-                continue
-            outcome = next(answers)
-            for shadow in target.shadows:
-                _compare(target.folded, outcome, shadow, next(compared))
-            if isinstance(outcome, Refusal):
-                found.append(outcome)
-                continue
-            found.append(
-                Answer(
-                    label=target.folded.classes[outcome.label],
-                    probability=float(outcome.probabilities[outcome.label]),
-                    classes=target.folded.classes,
-                    probabilities=outcome.probabilities,
-                    scores=outcome.scores,
-                    features=outcome.features,
-                    artifact=target.entry.name,
-                    version=target.version,
-                    model=target.entry.model,
-                    timing=timing,
-                )
-            )
-        return found
 
     async def _target(self, ask: Ask) -> _Target | Refusal:
         """Who answers; rows for other classes are made here."""
@@ -189,6 +158,39 @@ class Replica:
         if len(self._refolded) > REFOLDED:
             self._refolded.pop(next(iter(self._refolded)))  # the oldest
         return made
+
+
+def _answers(
+    targets: Sequence[_Target | Refusal], outcomes: Sequence[Outcome], timing: Timing
+) -> list[Answer | Refusal]:
+    """Of one image to every ask. Outcomes are of the targets, then of their shadows."""
+    outs, compared = iter(outcomes), iter(outcomes[sum(isinstance(target, _Target) for target in targets) :])
+    found: list[Answer | Refusal] = []
+    for target in targets:
+        if isinstance(target, Refusal):
+            found.append(target)
+            continue
+        outcome = next(outs)
+        for shadow in target.shadows:
+            _compare(target.folded, outcome, shadow, next(compared))
+        if isinstance(outcome, Refusal):
+            found.append(outcome)
+            continue
+        found.append(
+            Answer(
+                label=target.folded.classes[outcome.label],
+                probability=float(outcome.probabilities[outcome.label]),
+                classes=target.folded.classes,
+                probabilities=outcome.probabilities,
+                scores=outcome.scores,
+                features=outcome.features,
+                artifact=target.entry.name,
+                version=target.version,
+                model=target.entry.model,
+                timing=timing,
+            )
+        )
+    return found
 
 
 def not_served(box: str, served: Iterable[str]) -> ArtifactError:

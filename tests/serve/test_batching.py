@@ -28,15 +28,15 @@ def test_what_waits_while_it_works_goes_together(executor):
 
     async def main():
         batcher = Batcher(work, most=4, executor=executor)
-        first = asyncio.create_task(batcher.submit(0))
+        first = asyncio.create_task(batcher.submit([0]))
         while not batches:
             await asyncio.sleep(0.001)
-        others = [asyncio.create_task(batcher.submit(item)) for item in range(1, 8)]
+        others = [asyncio.create_task(batcher.submit([item])) for item in range(1, 8)]
         await asyncio.sleep(0.01)
         others[2].cancel()  # whoever hangs up is left out
         gate.set()
         done = await asyncio.gather(first, *others, return_exceptions=True)
-        return [one.result if not isinstance(one, BaseException) else None for one in done]
+        return [one[0].result if not isinstance(one, BaseException) else None for one in done]
 
     assert asyncio.run(main()) == [0, 2, 4, None, 8, 10, 12, 14]
     assert batches == [[0], [1, 2, 4, 5], [6, 7]]
@@ -45,10 +45,10 @@ def test_what_waits_while_it_works_goes_together(executor):
 def test_an_empty_queue_does_not_wait(executor):
     async def main():
         batcher = Batcher(lambda items: items, most=32, executor=executor)
-        await batcher.submit(0)
+        await batcher.submit([0])
         start = time.perf_counter()
         for item in range(200):
-            done = await batcher.submit(item)
+            (done,) = await batcher.submit([item])
             assert (done.result, done.batch) == (item, 1)
         return (time.perf_counter() - start) / 200
 
@@ -63,8 +63,8 @@ def test_a_failure_is_told_to_all_of_its_batch_and_ends_there(executor):
 
     async def main():
         batcher = Batcher(work, most=8, executor=executor)
-        both = await asyncio.gather(batcher.submit("bad"), batcher.submit("good"), return_exceptions=True)
-        return both, (await batcher.submit("good")).result
+        both = await asyncio.gather(batcher.submit(["bad"]), batcher.submit(["good"]), return_exceptions=True)
+        return both, (await batcher.submit(["good"]))[0].result
 
     both, after = asyncio.run(main())
     assert [type(one) for one in both] == [ValueError, ValueError] and after == "good"

@@ -69,6 +69,18 @@ def ours(home: Path) -> dict[int, str]:
     return {pid: title for pid, title in found.items() if title}
 
 
+def listening(home: Path) -> list[tuple[str, str]]:
+    """Title of a server's process, and an IPv4 address at which it listens."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    at = {row[9]: socket.inet_ntoa(bytes.fromhex(row[1][:8])[::-1]) for row in rows if row[3] == "0A"}
+    found = []
+    for pid, title in ours(home).items():
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            inode = os.readlink(link).removeprefix("socket:[").removesuffix("]")
+            found += [(title, at[inode])] if inode in at else []
+    return found
+
+
 @pytest.fixture
 def home() -> Path:
     """A short path: Ray's sockets lie below."""
@@ -90,6 +102,7 @@ def test_it_answers_and_leaves_nothing(runs, photo, home, number):
             assert status == 200
             np.testing.assert_allclose([row["score"] for row in answer], np.sort(probabilities[0])[::-1], atol=1e-5)
         assert ask(port, "/models/nobody", image)[0] == 404
+        assert {address for title, address in listening(home) if "haproxy" in title} == {"127.0.0.1"}
         process.send_signal(number)
         assert process.wait(60) == 130
     deadline = time.monotonic() + 10

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from engine.protocols import Array
-from serve.schema import Offer
+from serve.schema import Offer, Version
 
 Code = Literal[
     "bad_image", "unsupported_type", "too_large", "unknown_model", "bad_request", "overloaded", "unavailable"
@@ -105,6 +105,10 @@ class Answering(Protocol):
             images: Encoded images, as they came.
             asks: At least one.
         """
+        ...
+
+    async def about(self, artifact: str) -> Version | Refusal:
+        """The version that answers `artifact` now; where traffic is split, the one that is drawn for this request."""
         ...
 
     async def offers(self) -> list[Offer]:

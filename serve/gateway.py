@@ -17,7 +17,7 @@ from serve.answering import ZERO_SHOT, Answer, Answering, Ask, Refusal
 from serve.artifact_shelf import Shelf
 from serve.folding import Folded
 from serve.replica import not_served, unknown
-from serve.schema import Offer
+from serve.schema import Offer, Version
 from serve.settings import Directions
 from serve.watching import Watcher
 
@@ -57,6 +57,11 @@ class Gateway:
             at.setdefault(entry.box, []).append((number, exact))
         await asyncio.gather(*(self._fill(columns, images, box, asked) for box, asked in at.items()))
         return [[column[row] for column in columns] for row in range(len(images))]
+
+    async def about(self, artifact: str) -> Version | Refusal:
+        """As `Answering`."""
+        entry = self.shelf.resolve(artifact.removesuffix("@" + ZERO_SHOT))
+        return unknown(artifact) if entry is None else entry.facts
 
     async def offers(self) -> list[Offer]:
         """As `Answering`: what the encoders have, and what none of them takes."""

@@ -11,8 +11,8 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
+from serve.dialects.error_forms import error_body
 from serve.keys import allowed
-from serve.schema import ErrorReply
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -35,7 +35,8 @@ class KeyGate:
             kind, _, key = headers.get("authorization", "").partition(" ")
             key = key.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
             if not allowed(key.encode("latin-1", "replace"), self._hashes):
-                refused = _error(401, "unauthorized", "send an API key: Authorization: Bearer KEY, or X-API-Key: KEY")
+                message = "send an API key: Authorization: Bearer KEY, or X-API-Key: KEY"
+                refused = _error(scope, 401, "unauthorized", message)
                 refused.headers["WWW-Authenticate"] = "Bearer"
                 await refused(scope, receive, send)
                 return
@@ -81,10 +82,10 @@ class BodyLimit:
             if begun:
                 raise
             message = f"the body is longer than {self._most} bytes; send fewer or smaller images"
-            await _error(413, "too_large", message)(scope, receive, send)
+            await _error(scope, 413, "too_large", message)(scope, receive, send)
 
 
-def _error(status: int, code: str, message: str) -> JSONResponse:
+def _error(scope: Scope, status: int, code: str, message: str) -> JSONResponse:
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
     # The rest of a body that is not read would be taken for the next request.
-    body = ErrorReply(error=message, code=code).model_dump()
-    return JSONResponse(body, status, {"Connection": "close"})
+    return JSONResponse(error_body(path, status, code, message).model_dump(), status, {"Connection": "close"})

@@ -10,6 +10,9 @@ import binascii
 
 from serve.answering import Refusal
 
+UNTYPED = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+"""Types of a body that say nothing: Hugging Face's client sends none, curl's --data-binary the last."""
+
 
 def from_base64(text: str) -> bytes | Refusal:
     """The bytes in standard base64, or in a data URI `data:image/png;base64,...`.
@@ -27,3 +30,17 @@ def from_base64(text: str) -> bytes | Refusal:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         return Refusal(code="bad_image", message="not valid base64; encode the image's bytes in standard base64")
+
+
+def media_type(content_type: str | None) -> str:
+    """The type in a Content-Type header, without its parameters.
+
+    >>> media_type("Image/PNG; name=a.png")
+    'image/png'
+    """
+    return (content_type or "").split(";")[0].strip().lower()
+
+
+def may_be_image(kind: str) -> bool:
+    """Whether a body of this media type is taken for an encoded image."""
+    return kind in UNTYPED or kind.startswith("image/")

@@ -19,13 +19,12 @@ from serve.answering import ZERO_SHOT, Answer, Ask, Refusal, Timing
 from serve.artifact_shelf import VERSION_DIGITS, Entry, Shelf
 from serve.encoder import Encoder, EncoderSettings, Outcome, Scored
 from serve.folding import Folded, fold, refold
-from serve.schema import Offer
+from serve.schema import MOST_LABELS, Offer, Version
 from serve.settings import Directions
 from serve.watching import Watcher
 
 REFOLDED = 256
 """Other classes and templates whose rows are kept."""
-MOST_LABELS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +89,11 @@ class Replica:
         if not folded:
             return [[target for target in targets if isinstance(target, Refusal)] for _ in images]
         return [_answers(targets, *found) for found in await self.encoder.answer(images, folded)]
+
+    async def about(self, artifact: str) -> Version | Refusal:
+        """As `Answering`."""
+        target = await self._target(Ask(artifact=artifact))
+        return target if isinstance(target, Refusal) else target.entry.facts
 
     async def offers(self) -> list[Offer]:
         """As `Answering`."""

@@ -5,9 +5,17 @@ A dialect's own bodies are in its room. Knows nothing of how images are classifi
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+MOST_IMAGES = 1_000
+"""Images of one request."""
+Words = Annotated[str, Field(min_length=1, max_length=1_000)]
+"""A class name or a sentence."""
+MOST_LABELS = 1_000
+"""Class names or sentences among which one answer may choose."""
+Labels = Annotated[tuple[Words, ...], Field(min_length=1, max_length=MOST_LABELS)]
 
 
 class Body(BaseModel):
@@ -17,17 +25,60 @@ class Body(BaseModel):
 
 
 class Reply(BaseModel):
-    """What a client gets."""
+    """What a client gets. A number that there is none of (NaN) is sent as null."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="null")
+
+
+def inlined(body: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a body that a route reads by itself, without references: OpenAPI would not resolve them."""
+    schema = body.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def resolved(node: Any) -> Any:
+        if isinstance(node, dict):
+            name = str(node.get("$ref", "")).removeprefix("#/$defs/")
+            return resolved(parts[name]) if name else {key: resolved(value) for key, value in node.items()}
+        return [resolved(item) for item in node] if isinstance(node, list) else node
+
+    return resolved(schema)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Errors, by dialect (dialects/error_forms.py)
 
 
 class ErrorReply(Reply):
-    """Every error of a dialect without a form of its own."""
+    """Every error of our own routes and of Hugging Face's, whose clients read `error`."""
 
     error: str
     """One sentence: what came, what is allowed, what to do."""
     code: str
+
+
+class ProtocolError(Reply):
+    """Every error of the Open Inference Protocol."""
+
+    error: str
+
+
+class OpenAIError(Reply):
+    """What OpenAI's clients read of an error."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str
+
+
+class OpenAIErrorReply(Reply):
+    """Every error in OpenAI's form."""
+
+    error: OpenAIError
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The shelf
 
 
 class Version(Reply):
@@ -84,19 +135,3 @@ class Shelf(Reply):
     """`GET /v1/artifacts`."""
 
     artifacts: list[Offer]
-
-
-class ModelCard(Reply):
-    """An entry of `GET /v1/models`, in OpenAI's form."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int = 0
-    owned_by: str = "keyhole"
-
-
-class ModelList(Reply):
-    """`GET /v1/models`, in OpenAI's form."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]

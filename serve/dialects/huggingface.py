@@ -1,20 +1,24 @@
-"""Hugging Face's image-classification, as its `InferenceClient` sends it: `POST /models/NAME`.
+"""Hugging Face's image-classification and zero-shot-image-classification, as its `InferenceClient` sends them:
+`POST /models/NAME`.
 
-The body is the image itself, or JSON `{"inputs": base64, "parameters": {"top_k": 5}}`.
+The body is the image itself, or JSON `{"inputs": base64, "parameters": {"top_k": 5}}`. With `candidate_labels` among
+the parameters the classes are others than the artifact's.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path, Request
-from pydantic import Field, ValidationError
+from fastapi import APIRouter, Path, Request, Response
+from pydantic import Field
 
 from serve.answering import Ask, Refusal
-from serve.payload import from_base64
-from serve.refusals import RESPONSES, Refused, answered, refuse
+from serve.dialects.asking import DECLARED, parsed, tell
+from serve.dialects.error_forms import responses
+from serve.payload import from_base64, may_be_image, media_type
+from serve.refusals import Refused, answered, refuse
 from serve.routes import Asked
-from serve.schema import Body, Reply
+from serve.schema import Body, ErrorReply, Labels, Reply, Words, inlined
 
 router = APIRouter(tags=["hugging face"])
 
@@ -24,6 +28,12 @@ class Parameters(Body):
 
     top_k: Annotated[int, Field(ge=1)] | None = None
     """Classes to return, the most probable ones; None: all."""
+    function_to_apply: Literal["softmax"] | None = None
+    """Scores are probabilities."""
+    candidate_labels: Labels | None = None
+    """Other classes: NAME's tuned context with them, or with `NAME@zero-shot` the frozen model's own template."""
+    hypothesis_template: Words | None = None
+    """A sentence with one `{}` for the label, with `candidate_labels` and `NAME@zero-shot`."""
 
 
 class Classification(Body):
@@ -41,43 +51,40 @@ class Label(Reply):
     score: float | None
 
 
-UNTYPED = ("", "application/octet-stream", "application/x-www-form-urlencoded")
-"""Types of a body that say nothing: Hugging Face's client sends none, curl's --data-binary the last."""
-SCHEMA = {
+BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": Classification.model_json_schema()},
+            "application/json": {"schema": inlined(Classification)},
             "image/*": {"schema": {"type": "string", "format": "binary"}},
         },
     }
 }
 
 
-@router.post("/models/{name}", operation_id="classify", responses=RESPONSES, openapi_extra=SCHEMA)
-async def classify(name: Annotated[str, Path(max_length=300)], request: Request, answering: Asked) -> list[Label]:
+@router.post(
+    "/models/{name}", operation_id="classify", responses={**responses(ErrorReply), **DECLARED}, openapi_extra=BODY
+)
+async def classify(
+    name: Annotated[str, Path(max_length=300)], request: Request, response: Response, answering: Asked
+) -> list[Label]:
     """Classify one image. NAME may be `NAME@VERSION`, `NAME@latest` or `NAME@zero-shot`."""
-    image, parameters = await _read(request)
-    answer = answered((await answering.ask([image], [Ask(artifact=name)]))[0][0])
-    return [
-        Label(label=label, score=score if score == score else None) for label, score in answer.best(parameters.top_k)
-    ]
+    image, given = await _read(request)
+    ask = Ask(artifact=name, labels=given.candidate_labels, template=given.hypothesis_template)
+    answer = answered((await answering.ask([image], [ask]))[0][0])
+    tell(response, [answer])
+    return [Label(label=label, score=score) for label, score in answer.best(given.top_k)]
 
 
 async def _read(request: Request) -> tuple[bytes, Parameters]:
-    """The image and the parameters. Raises Refused where the body holds none."""
-    body, kind = await request.body(), request.headers.get("content-type", "").split(";")[0].strip().lower()
+    """The image and the parameters. Raises Refused or RequestValidationError where the body holds none."""
+    body, kind = await request.body(), media_type(request.headers.get("content-type"))
     if kind == "application/json" or (not kind and body[:1] == b"{"):
-        try:
-            given = Classification.model_validate_json(body)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            where = ".".join(str(part)[:50] for part in first["loc"]) or "the body"
-            raise refuse("bad_request", f"{where}: {first['msg'][:200]}") from None
+        given = parsed(Classification, body)
         image = from_base64(given.inputs)
         if isinstance(image, Refusal):
             raise Refused(image)
         return image, given.parameters or Parameters()
-    if kind not in UNTYPED and not kind.startswith("image/"):
+    if not may_be_image(kind):
         raise refuse("unsupported_type", f"the body is {kind[:100]!r}; send an image, or JSON with the image in base64")
     return body, Parameters()

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import numpy as np
+
 from engine.protocols import Array
 from serve.schema import Offer, Version
 
@@ -79,8 +81,11 @@ class Answer:
     timing: Timing = field(default_factory=Timing)
 
     def best(self, k: int | None = None) -> list[tuple[str, float]]:
-        """The k most probable classes (None: all) with their probabilities, best first; ties in their order."""
-        order = (-self.probabilities).argsort(kind="stable")[:k]
+        """The k most probable classes (None: all) with their probabilities, `label` first; ties in their order."""
+        behind = [
+            name != self.label for name in self.classes
+        ]  # where there are labels alone, all probabilities are NaN
+        order = np.lexsort((-self.probabilities, behind))[:k]
         return [(self.classes[row], float(self.probabilities[row])) for row in order]
 
 

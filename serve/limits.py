@@ -13,14 +13,15 @@ from starlette.responses import JSONResponse
 
 from serve.dialects.error_forms import error_body
 from serve.keys import allowed
+from serve.page import FILES
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Layer = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
-"""Paths that need no key: a cluster's probes have none."""
+OPEN = frozenset({"/v2/health/live", "/v2/health/ready", *FILES})
+"""Paths that need no key: a cluster's probes have none, and the page asks for one."""
 
 
 class KeyGate:

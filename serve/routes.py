@@ -1,4 +1,4 @@
-"""The HTTP application: every dialect's routes over one `Answering`.
+"""The HTTP application: the page, and every dialect's routes over one `Answering`.
 
 Knows nothing of Ray: a test gives it an `Answering` of this process.
 """
@@ -10,7 +10,7 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request
 
-from serve import refusals
+from serve import page, refusals
 from serve.answering import Answering
 from serve.dialects import DIALECTS
 from serve.limits import BodyLimit, KeyGate
@@ -36,6 +36,7 @@ def make_api(answering: Answering, *, max_body_bytes: int = 128 * 2**20, keys: t
     api = FastAPI(title="Keyhole", summary="Tuned prompts of frozen vision-language models", redoc_url=None)
     api.state.answering = Observed(answering)
     refusals.install(api)
+    api.include_router(page.router)
     for name in DIALECTS:
         api.include_router(importlib.import_module(f"serve.dialects.{name}").router)
     api.add_middleware(BodyLimit, most=max_body_bytes)

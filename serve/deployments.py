@@ -156,11 +156,13 @@ def _options(deployment: Any, name: str, settings: ServeSettings, *, encodes: bo
     scaled: dict[str, Any] = {"num_replicas": least}
     if most > least:
         scaled = {"autoscaling_config": {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": 4}}
+    # More than may wait in an encoder, so that it refuses with a time to try again; Ray would let requests pile up.
+    ongoing = 2 * settings.queue * (1 if encodes else settings.span[1])
     gpus = settings.gpus if settings.gpus is not None else float(settings.device.startswith("cuda"))
     return deployment.options(
         name=name,
         user_config=settings.directions,
-        max_ongoing_requests=settings.queue,
+        max_ongoing_requests=ongoing,
         health_check_period_s=5,
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=10,

@@ -96,7 +96,6 @@ def install(api: FastAPI) -> None:
         return answer
 
 
-
 def _written(
     request: Request, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:

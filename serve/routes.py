@@ -6,6 +6,7 @@ Knows nothing of Ray: a test gives it an `Answering` of this process.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request
@@ -42,5 +43,6 @@ def make_api(answering: Answering, *, max_body_bytes: int = 128 * 2**20, keys: t
     api.add_middleware(BodyLimit, most=max_body_bytes)
     if keys:
         api.add_middleware(KeyGate, hashes=keys)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every broken form
     api.add_middleware(Access)  # added last, it comes first
     return api

@@ -26,7 +26,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from serve import metrics, refusals
 from serve.answering import ZERO_SHOT, Answer, Answering, Ask, Refusal
 from serve.limits import Layer, Receive, Scope, Send
-from serve.schema import Offer
+from serve.schema import Offer, Version
 
 ACCESS = "keyhole.access"
 """The logger of one JSON line a request, at level INFO."""
@@ -176,6 +176,10 @@ class Observed(Answering):
         for column, ask in enumerate(asks):
             _note([row[column] for row in rows], ask, found)
         return rows
+
+    async def about(self, artifact: str) -> Version | Refusal:
+        """As `Answering`."""
+        return await self._answering.about(artifact)
 
     async def offers(self) -> list[Offer]:
         """As `Answering`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import struct
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -79,8 +80,8 @@ BOMBS = _bombs()
 IN_JSON = {"content-type": "application/json"}
 
 
-def attack(rng: np.random.Generator, path: str, name: str) -> Attack:
-    """A hostile request for the route `path` (OpenAPI's, perhaps with `{name}`) about an artifact called `name`."""
+def attack(rng: np.random.Generator, route: str, name: str) -> Attack:
+    """A hostile request for a route (OpenAPI's, perhaps with `{name}` and `{version}`) about an artifact."""
     kinds = (
         _cut,
         _noise,
@@ -96,8 +97,27 @@ def attack(rng: np.random.Generator, path: str, name: str) -> Attack:
         _parts,
         _verb,
     )
-    made = kinds[rng.integers(len(kinds))](rng, path, path.replace("{name}", name))
-    return made
+    return kinds[rng.integers(len(kinds))](rng, route, route.replace("{name}", name).replace("{version}", "latest"))
+
+
+def in_json(route: str, name: str, images: list[str]) -> dict:
+    """What a route takes: images in base64 about an artifact. The first image, where it takes one."""
+    if route.endswith("/infer"):
+        tensor = {"name": "image", "datatype": "BYTES", "shape": [len(images)], "data": images}
+        return {"inputs": [tensor]}
+    if route.endswith("/answers"):
+        return {"images": images}
+    if route.endswith("/embeddings"):
+        return {"model": name, "input": images}
+    if route.endswith("/decisions"):
+        part = {"type": "input_image", "image_url": f"data:image/png;base64,{images[0]}"}
+        asked = {
+            "type": "choice",
+            "instructions": "which?",
+            "choices": [{"value": "digit one"}, {"value": "digit two"}],
+        }
+        return {"model": name, "input": [{"role": "user", "content": [part]}], "questions": [asked]}
+    return {"inputs": images[0]}
 
 
 def _image(rng: np.random.Generator) -> bytes:
@@ -107,18 +127,27 @@ def _image(rng: np.random.Generator) -> bytes:
     return stream.getvalue()
 
 
-def _cut(rng: np.random.Generator, _route: str, path: str) -> Attack:
+def _carried(rng: np.random.Generator, kind: str, route: str, path: str, data: bytes) -> Attack:
+    """Bytes where the route expects an image: as the body, or in base64."""
+    if route in ("/models/{name}", "/v1/models/{name}/answers") and rng.random() < 0.7:
+        return Attack(kind, path, data)
+    images = [base64.b64encode(data).decode()] * int(rng.integers(1, 4))
+    return Attack(kind, path, json.dumps(in_json(route, "pets", images)).encode(), IN_JSON)
+
+
+def _cut(rng: np.random.Generator, route: str, path: str) -> Attack:
     whole = _image(rng)
-    return Attack("truncated", path, whole[: rng.integers(1, len(whole) * 2 // 3)])
+    return _carried(rng, "truncated", route, path, whole[: rng.integers(1, len(whole) * 2 // 3)])
 
 
-def _noise(rng: np.random.Generator, _route: str, path: str) -> Attack:
+def _noise(rng: np.random.Generator, route: str, path: str) -> Attack:
     marks = (b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0", b"RIFFxxxxWEBP", b"%!PS", b"{")
-    return Attack("random", path, marks[rng.integers(len(marks))] + rng.bytes(int(rng.integers(0, 3000))))
+    data = marks[rng.integers(len(marks))] + rng.bytes(int(rng.integers(0, 3000)))
+    return _carried(rng, "random", route, path, data)
 
 
-def _bomb(rng: np.random.Generator, _route: str, path: str) -> Attack:
-    return Attack("bomb", path, BOMBS[rng.integers(len(BOMBS))])
+def _bomb(rng: np.random.Generator, route: str, path: str) -> Attack:
+    return _carried(rng, "bomb", route, path, BOMBS[rng.integers(len(BOMBS))])
 
 
 def _large(rng: np.random.Generator, _route: str, path: str) -> Attack:
@@ -168,7 +197,9 @@ def _json(rng: np.random.Generator, _route: str, path: str) -> Attack:
         f'{{"inputs": "{base64.b64encode(_image(rng)).decode()}", "parameters": {{"top_k": {draw[1]}, "x": 1}}}}',
         f'{{"model": {draw[0]}, "input": [{draw[1]}, {draw[2]}], "{"k" * 5000}": {draw[3]}}}',
         f'{{"inputs": {draw[0]}, "inputs": {draw[1]}',
-        f'{{"id": {draw[0]}, "inputs": [{{"name": {draw[1]}, "shape": [{draw[2]}], "datatype": "BYTES", "data": [1]}}]}}',
+        f'{{"id": {draw[0]}, "inputs": [{{"name": "image", "shape": [{draw[1]}], "datatype": "BYTES", "data": [1]}}]}}',
+        f'{{"model": {draw[0]}, "questions": [{{"type": "score", "levels": {draw[1]}}}], "input": {draw[2]}}}',
+        f'{{"images": [{draw[0]}, {draw[1]}], "labels": [{draw[2]}], "template": {draw[3]}}}',
         "\xff\xfe{",
     )
     return Attack("absurd JSON", path, texts[rng.integers(len(texts))].encode("latin-1"), IN_JSON)
@@ -180,11 +211,9 @@ def _nested(rng: np.random.Generator, _route: str, path: str) -> Attack:
     return Attack("nested JSON", path, opened.encode() * depth, IN_JSON)
 
 
-def _inputs(rng: np.random.Generator, _route: str, path: str) -> Attack:
-    image = (INPUTS[rng.integers(len(INPUTS))], base64.b64encode(BOMBS[rng.integers(len(BOMBS))]).decode())[
-        rng.integers(2)
-    ]
-    return Attack("bad base64", path, f'{{"inputs": "{image}"}}'.encode(), IN_JSON)
+def _inputs(rng: np.random.Generator, route: str, path: str) -> Attack:
+    body = json.dumps(in_json(route, "pets", [INPUTS[rng.integers(len(INPUTS))]] * int(rng.integers(1, 4))))
+    return Attack("bad base64", path, body.encode(), IN_JSON)
 
 
 def _parts(rng: np.random.Generator, _route: str, path: str) -> Attack:

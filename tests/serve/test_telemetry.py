@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import collections
+import http.client
 import json
 import logging
 import re
+import socket
+import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from fastapi.testclient import TestClient
 
 from serve import metrics
 from serve.app import local
 from serve.batching import Batcher
+from serve.deployments import application
 from serve.metrics import METRICS, REGISTRY, Bounded
 from serve.routes import make_api
 from serve.settings import Directions, ServeSettings
 from serve.telemetry import ACCESS, HUNG_UP, Access
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
 
 
 @pytest.fixture
@@ -219,7 +229,7 @@ def test_what_waits_is_measured_when_a_batch_forms(grown):
     async def main():
         with ThreadPoolExecutor(1) as pool:
             batcher = Batcher(lambda items: items, most=4, executor=pool)
-            await asyncio.gather(*(batcher.submit(item) for item in range(10)))
+            await batcher.submit(list(range(10)))
 
     asyncio.run(main())
     assert (grown("keyhole_batch_images_count"), grown("keyhole_batch_images_sum")) == (3, 10)
@@ -229,3 +239,75 @@ def test_what_waits_is_measured_when_a_batch_forms(grown):
 def test_names_are_prometheus_own():
     assert all(re.fullmatch("keyhole_[a-z_]+", metric.name) and metric.text for metric in METRICS)
     assert len({metric.name for metric in METRICS}) == len(METRICS)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_on_ray_serve(ray_local, runs, photo):
+    """A burst there: answered or 429, counted on Ray's port, with one request id in the answer and in the log."""
+    from ray import serve as ray_serve
+
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        port = trial.getsockname()[1]
+    (node,) = ray_local.nodes()
+    said = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+    def ask(number: int) -> tuple[int, list[str], str | None]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("POST", "/models/burst", photo(), {"X-Request-ID": f"burst-{number}"})
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status, answer.headers["X-Request-ID"].split(", "), answer.headers["Retry-After"]
+
+    def counted(code: str) -> float:
+        found = re.findall(rf'ray_keyhole_requests_total{{.*artifact="burst",code="{code}".*}} (\S+)', scraped())
+        return sum(map(float, found))
+
+    def scraped() -> str:
+        with urllib.request.urlopen(said, timeout=10) as answer:
+            return answer.read().decode()
+
+    try:
+        ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
+        ray_serve.run(application(ServeSettings(artifacts={"burst": [str(runs["linear"])]}, queue=1, hops=1)))
+        with ThreadPoolExecutor(24) as pool:
+            answers = list(pool.map(ask, range(240)))
+        statuses = collections.Counter(status for status, _, _ in answers)
+        assert set(statuses) == {200, 429} and all((status == 429) == (after == "1") for status, _, after in answers)
+        assert all(set(ids) == {f"burst-{number}"} for number, (_, ids, _) in enumerate(answers))
+        until = time.monotonic() + 30
+        while (counted("200"), counted("429")) != (statuses[200], statuses[429]) and time.monotonic() < until:
+            time.sleep(0.5)
+        assert (counted("200"), counted("429")) == (statuses[200], statuses[429])
+        lines = [
+            line
+            for file in (Path(ray_local._private.worker._global_node.get_session_dir_path()) / "logs").rglob("*.err")
+            for line in file.read_text(errors="replace").splitlines() if '"burst-' in line
+        ]  # fmt: skip
+        assert sorted(json.loads(line)["status"] for line in lines) == sorted(statuses.elements())
+    finally:
+        ray_serve.shutdown()
+
+
+def test_prometheus_and_the_dashboard_speak_of_these_metrics():
+    """The rules take Ray's prefix off, and every name that the dashboard asks for is recorded."""
+    (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    named, dropped = job["metric_relabel_configs"]
+    suffixes = {"Counter": ["_total"], "Gauge": [""], "Histogram": ["_bucket", "_sum", "_count"]}
+    known = {metric.name + suffix: metric.labels for metric in METRICS for suffix in suffixes[metric.kind]}
+    for name in known:
+        assert re.fullmatch(named["regex"], f"ray_{name}").expand(named["replacement"].replace("$", "\\")) == name
+    ours = {label for labels in known.values() for label in labels} | {"deployment", "replica", "le"}
+    assert not any(re.fullmatch(dropped["regex"], label) for label in ours)
+    panels = json.loads((DEPLOY / "grafana.json").read_text())["panels"]
+    asked = [target["expr"] for panel in panels for target in panel["targets"]]
+    assert {metric.name for metric in METRICS} <= {"keyhole_request_bytes"} | {
+        name.removesuffix("_total").removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
+        for expression in asked for name in re.findall(r"keyhole_\w+", expression)
+    }  # fmt: skip
+    for expression in asked:
+        for name in re.findall(r"keyhole_\w+", expression):
+            assert name in known, expression
+        for labels in re.findall(r"by \(([^)]*)\)", expression):
+            assert set(labels.split(", ")) <= ours, expression

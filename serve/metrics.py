@@ -25,6 +25,12 @@ OTHER = "other"
 _VERBS = {"Counter": "inc", "Gauge": "set", "Histogram": "observe"}
 
 
+def in_ray_serve() -> bool:
+    """Whether this process is a replica of Ray Serve."""
+    context = sys.modules.get("ray.serve.context")
+    return context is not None and context._get_internal_replica_context() is not None
+
+
 class Metric:
     """A metric that is made when it is first recorded: by then it is known whether Ray Serve runs this process.
 
@@ -52,8 +58,7 @@ class Metric:
 
     @cached_property
     def _record(self) -> Callable[[float, Mapping[str, str]], None]:
-        context = sys.modules.get("ray.serve.context")
-        if context is not None and context._get_internal_replica_context() is not None:
+        if in_ray_serve():
             return self._in_ray()
         more = {"buckets": self.buckets} if self.buckets else {}
         made = getattr(prometheus, self.kind)(self.name, self.text, self.labels, registry=REGISTRY, **more)

@@ -1,6 +1,6 @@
 """Thousands of requests, a third of them hostile: those are refused in plain words, the others answered as ever.
 
-KEYHOLE_HOSTILE=10000 sets how many.
+KEYHOLE_HOSTILE sets how many; 10,000 take about a minute.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from engine.classifier import Classifier
 from serve.routes import make_api
 from serve.telemetry import ACCESS
 
-REQUESTS = int(os.environ.get("KEYHOLE_HOSTILE", "3000"))
+REQUESTS = int(os.environ.get("KEYHOLE_HOSTILE", "10000"))
 CLIENTS = 8
 KEY = "open sesame"
 INTERNALS = re.compile(
     r"""Traceback|File "|\.py\b|/(?:tmp|home|usr|work|var|opt)/|site-packages|0x[0-9a-f]{6,}|<\w+[ .]|object at 0x"""
     r"""|\b[A-Z]\w+(?:Error|Exception)\b|pydantic|starlette|\bPIL\b"""
 )
+SETTLED = 10_000
+"""Shorter runs end before the allocators of all threads have met every kind of image, and say nothing of memory."""
 GROWTH_BYTES = 6 * 2**20
 """Memory that the second half may add."""
 GROWTH_OBJECTS = 0.2
@@ -146,6 +148,8 @@ def test_a_third_of_the_requests_is_hostile(serving, runs, photo, lines):
     print("memory, MB:", *(levels >> 20), "objects:", *objects)
     assert not mistakes, "\n".join(mistakes[:20])
     assert sum(lines.statuses.values()) == sum(seen.values()) == REQUESTS, "every request has its line"
+    if REQUESTS < SETTLED:
+        return
     half = len(levels) // 2
     assert min(levels[-2:]) - max(levels[half - 1 : half + 1]) < GROWTH_BYTES
     assert min(objects[-2:]) - max(objects[half - 1 : half + 1]) < GROWTH_OBJECTS * REQUESTS / 2

@@ -13,6 +13,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from serve import metrics
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -78,6 +80,8 @@ class Batcher(Generic[Item, Result]):
             self._running = None
 
     async def _batch(self, loop: asyncio.AbstractEventLoop, taken: list[_Waiting[Item]]) -> None:
+        metrics.BATCH.record(len(taken))
+        metrics.QUEUE.record(len(self._queue))
         start = time.perf_counter()
         try:
             results = await loop.run_in_executor(self._executor, self._work, [waiting.item for waiting in taken])

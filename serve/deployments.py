@@ -25,6 +25,7 @@ from serve.replica import Replica
 from serve.routes import make_api
 from serve.schema import Offer, Version
 from serve.settings import Directions, ServeSettings, boxes
+from serve.telemetry import log_to_stderr
 
 GATEWAY_CPUS = 0.1
 """What a gateway asks Ray for: it computes next to nothing."""
@@ -48,6 +49,7 @@ class _Directed:
             raise BoxError(refusal.message)
 
     def _api(self, settings: ServeSettings) -> Any:
+        log_to_stderr()
         return make_api(self.answering, max_body_bytes=settings.max_body_bytes, keys=load_keys(settings.keys))
 
 
@@ -162,11 +164,13 @@ def _options(deployment: Any, name: str, settings: ServeSettings, *, encodes: bo
     scaled: dict[str, Any] = {"num_replicas": least}
     if most > least:
         scaled = {"autoscaling_config": {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": 4}}
+    # More than may wait in an encoder, so that it refuses with a time to try again; Ray would let requests pile up.
+    ongoing = 2 * settings.queue * (1 if encodes else settings.span[1])
     gpus = settings.gpus if settings.gpus is not None else float(settings.device.startswith("cuda"))
     return deployment.options(
         name=name,
         user_config=settings.directions,
-        max_ongoing_requests=settings.queue,
+        max_ongoing_requests=ongoing,
         health_check_period_s=5,
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=10,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -96,6 +97,8 @@ class Encoder:
     """
 
     def __init__(self, uri: str, classes: Sequence[str], template: str, settings: EncoderSettings) -> None:
+        # Pillow warns of damage in words of the client's choice. Python would keep each of them for good.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         self.settings = settings
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._decode = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")

@@ -70,6 +70,8 @@ class BodyLimit:
 
         async def noted(message: MutableMapping[str, Any]) -> None:
             nonlocal begun
+            if seen > self._most and not begun:
+                raise _TooLarge  # a route that caught it while it read has another answer for it
             begun = True
             await send(message)
 

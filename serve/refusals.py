@@ -27,6 +27,8 @@ STATUS: dict[Code, int] = {
     "overloaded": 429,
     "unavailable": 503,
 }
+REQUEST_ID = "keyhole.request_id"
+"""Where a request's id stands in its ASGI scope."""
 
 
 class Refused(Exception):
@@ -86,9 +88,12 @@ def install(api: FastAPI) -> None:
 
     @api.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        request_id = request.scope.get(REQUEST_ID, "")
+        logger.error("request %s failed", request_id, exc_info=error)
         message = "the server failed on this request; try again"
-        return error_response(request, Refusal(code="unavailable", message=message, retry_after_s=1))
+        answer = error_response(request, Refusal(code="unavailable", message=message, retry_after_s=1))
+        answer.headers["X-Request-ID"] = request_id  # the layer that sets it elsewhere has been left already
+        return answer
 
 
 def _written(

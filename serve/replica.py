@@ -14,6 +14,7 @@ from pathlib import Path
 from engine.artifact import Artifact
 from engine.errors import ArtifactError, KeyholeError
 from engine.protocols import Towers
+from serve import metrics
 from serve.answering import ZERO_SHOT, Answer, Ask, Refusal, Timing
 from serve.artifact_shelf import VERSION_DIGITS, Entry, Shelf
 from serve.encoder import Encoder, EncoderSettings, Outcome, Scored
@@ -105,7 +106,9 @@ class Replica:
         try:
             await self.encoder.probe()
         except KeyholeError as error:
+            metrics.PROBES.record(outcome="failed")
             return Refusal(code="unavailable", message=str(error), retry_after_s=1)
+        metrics.PROBES.record(outcome="encoded")
         return None
 
     async def _target(self, ask: Ask) -> _Target | Refusal:
@@ -214,5 +217,8 @@ def _usable(labels: Sequence[str]) -> bool:
 def _compare(folded: Folded, outcome: Scored | Refusal, shadow: Entry, other: Scored | Refusal) -> None:
     """Note whether a shadow says the same."""
     if isinstance(outcome, Scored) and isinstance(other, Scored):
+        agreed = folded.classes[outcome.label] == shadow.folded.classes[other.label]
         shadow.agreement.images += 1
-        shadow.agreement.agreed += folded.classes[outcome.label] == shadow.folded.classes[other.label]
+        shadow.agreement.agreed += agreed
+        artifact, version = metrics.ARTIFACTS.label(shadow.name), metrics.SHADOWS.label(shadow.version)
+        metrics.SHADOWED.record(artifact=artifact, version=version, agreed=str(agreed).lower())

@@ -6,6 +6,7 @@ Knows nothing of Ray: a test gives it an `Answering` of this process.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request
@@ -14,6 +15,7 @@ from serve import page, refusals
 from serve.answering import Answering
 from serve.dialects import DIALECTS
 from serve.limits import BodyLimit, KeyGate
+from serve.telemetry import Access, Observed
 
 
 def _answering(request: Request) -> Answering:
@@ -33,12 +35,14 @@ def make_api(answering: Answering, *, max_body_bytes: int = 128 * 2**20, keys: t
         keys: Hashes of the API keys (keys.py); none: everybody may ask.
     """
     api = FastAPI(title="Keyhole", summary="Tuned prompts of frozen vision-language models", redoc_url=None)
-    api.state.answering = answering
+    api.state.answering = Observed(answering)
     refusals.install(api)
     api.include_router(page.router)
     for name in DIALECTS:
         api.include_router(importlib.import_module(f"serve.dialects.{name}").router)
     api.add_middleware(BodyLimit, most=max_body_bytes)
     if keys:
-        api.add_middleware(KeyGate, hashes=keys)  # added last, it comes first
+        api.add_middleware(KeyGate, hashes=keys)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every broken form
+    api.add_middleware(Access)  # added last, it comes first
     return api

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import hmac
 
+import httpx2
 import pytest
 from fastapi.testclient import TestClient
+from starlette.responses import JSONResponse
 
 from engine.errors import RecipeError
-from serve.keys import VARIABLE, load_keys
+from serve.app import local
+from serve.keys import VARIABLE, allowed, load_keys
+from serve.limits import BodyLimit
 from serve.routes import make_api
+from serve.settings import ServeSettings
 
 
 @pytest.fixture
@@ -46,6 +53,54 @@ def test_a_long_body_is_refused_plain_and_in_chunks(guarded):
         answer = guarded.post("/models/shapes", content=body, headers=headers)
         assert answer.status_code == 413 and answer.json()["code"] == "too_large"
     assert guarded.post("/models/shapes", content=b"x" * 1000, headers=headers).status_code == 415
+
+
+def test_a_long_body_is_413_though_a_route_catches_whatever_reading_it_raises():
+    """As FastAPI's own reading of JSON does: it answers 400 to any exception."""
+
+    async def route(scope, receive, send):
+        try:
+            while (await receive()).get("more_body"):
+                pass
+            status = 200
+        except Exception:
+            status = 400
+        await JSONResponse({}, status)(scope, receive, send)
+
+    def chunks():
+        yield from [b"x" * 60] * 2
+
+    client = TestClient(BodyLimit(route, most=100))
+    assert client.post("/", content=chunks()).status_code == 413
+    assert client.post("/", content=b"x" * 100).status_code == 200
+
+
+def test_a_burst_is_answered_or_told_when_to_come_again(runs, photo):
+    made = local(ServeSettings(artifacts={"digits": [str(runs["digits"])]}, queue=3))
+    transport = httpx2.ASGITransport(make_api(made))
+
+    async def burst() -> list[httpx2.Response]:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await asyncio.gather(*(client.post("/models/digits", content=photo()) for _ in range(20)))
+
+    try:
+        answers, later = asyncio.run(burst()), asyncio.run(burst())
+    finally:
+        made.close()
+    for told in (answers, later):
+        refused = [answer for answer in told if answer.status_code == 429]
+        assert len(refused) == 17 and all(answer.headers["Retry-After"] == "1" for answer in refused)
+        assert sum(answer.status_code == 200 for answer in told) == 3
+
+
+def test_every_key_is_compared_whole_whichever_fits(monkeypatch):
+    compared = []
+    honest = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append((a, b)) or honest(a, b))
+    hashes = tuple(hashlib.sha256(key).digest() for key in (b"a", b"b", b"c"))
+    for key, said in ((b"a", True), (b"c", True), (b"d", False), (b"", False)):
+        compared.clear()
+        assert allowed(key, hashes) is said and [other for _, other in compared] == list(hashes)
 
 
 @pytest.mark.parametrize("text", ["", "# nobody\n", "open sesame\n", "ab" * 31])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 
 import numpy as np
@@ -79,6 +80,19 @@ def test_a_bomb_is_refused_before_it_is_decoded(answering, photo, monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 100)
     ((refusal,),) = asyncio.run(answering.ask([photo()], [Ask(artifact="digits")]))
     assert refusal.code == "bad_image" and "20 x 9 pixels" in refusal.message
+
+
+def test_damage_that_pillow_warns_of_is_not_kept_in_memory(runs, photo, recwarn):
+    """A warning's text has numbers of the file in it, so each is a new one; and Python keeps those it has shown."""
+    made = local(ServeSettings(artifacts={"digits": [str(runs["digits"])]}))
+    head = b"Exif\0\0II*\0\x08\0\0\0\x01\0"
+    images = []
+    for tag in range(20):
+        exif = head + struct.pack("<HHII", 4000 + tag, 7, 10**6 + tag, 8)
+        images.append(b"\xff\xd8\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + photo(format="JPEG")[2:])
+    rows = asyncio.run(made.ask(images, [Ask(artifact="digits")]))
+    made.close()
+    assert all(isinstance(found, Answer) for (found,) in rows) and not recwarn.list
 
 
 def test_other_classes_get_the_tuned_context_or_the_bare_template(answering, runs, photo):

@@ -25,7 +25,7 @@ from ray_node import Node, node
 
 from engine.artifact import Artifact
 from engine.classifier import Classifier
-from serve.answering import Answer, Ask
+from serve.answering import Answer, Ask, Refusal
 from serve.gateway import Gateway
 from serve.replica import Replica
 from serve.settings import Directions
@@ -188,23 +188,18 @@ def test_an_artifact_that_is_replaced_and_rolled_back(served):
     assert not served.under_load("artifact replaced, then the old one put back", replace).errors
 
 
-def test_an_encoder_that_knows_a_later_version_only_answers_with_it(runs, photo, tmp_path):
-    """A gateway was led to a version whose files are gone; an encoder that starts later has never seen it."""
-    old = Artifact.load(runs["shared-context"])
+def test_an_encoder_that_does_not_know_the_drawn_version_answers_with_its_own(runs, photo, tmp_path):
+    """A gateway stays at a version whose files are gone; an encoder that starts later has never seen it."""
+    old, new = (Artifact.load(runs[KINDS[version]]) for version in ("old", "new"))
     old.save(tmp_path / "shapes")
-    encoders = {}
-    gateway = Gateway({old.meta["box"]: None}, tmp_path)
-    gateway._encoders = encoders
-    new = Artifact.load(runs["linear"])
-    new.save(tmp_path / "shapes")
-    replica = Replica(new.meta["box"], tmp_path, classes=new.meta["classes"], template=new.meta["template"])
-    encoders[new.meta["box"]] = replica
+    replica = Replica(new.meta["box"], classes=new.meta["classes"], template=new.meta["template"])
+    gateway = Gateway({new.meta["box"]: replica}, tmp_path)
     try:
-        gateway.direct(Directions.model_validate({"traffic": {"shapes": {"live": old.digest[:12]}}}))
-        exact = Ask(artifact=f"shapes@{old.digest[:12]}")
-        ((drawn, named),) = asyncio.run(gateway.ask([photo()], [Ask(artifact="shapes"), exact]))
+        replica.direct(Directions(artifacts={"shapes": [str(runs[KINDS["new"]])]}))
+        asks = [Ask(artifact="shapes"), Ask(artifact=f"shapes@{old.digest[:12]}")]
+        ((drawn, named),) = asyncio.run(gateway.ask([photo()], asks))
     finally:
         gateway.close()
         replica.close()
     assert isinstance(drawn, Answer) and drawn.version == new.digest[:12]
-    assert named.code == "unknown_model", "who names a version gets this one or none"
+    assert isinstance(named, Refusal) and named.code == "unknown_model", "who names a version gets this one or none"

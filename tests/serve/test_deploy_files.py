@@ -148,18 +148,11 @@ def test_serve_deploy_of_the_file(watch, photo):
             config["http_options"]["port"] = made.port
             config["applications"][0]["args"]["watch"] = str(watch)
             (home / "serve.yaml").write_text(yaml.safe_dump(config))
-            words = [
-                sys.executable,
-                "-m",
-                "ray.serve.scripts",
-                "deploy",
-                "-a",
-                made.dashboard,
-                str(home / "serve.yaml"),
-            ]
+            program = Path(sys.executable).with_name("serve")
             done = subprocess.run(
-                [*serve, home / "serve.yaml"], capture_output=True, text=True, timeout=120, check=False
-            )
+                [program, "deploy", "-a", made.dashboard, home / "serve.yaml"],
+                capture_output=True, text=True, timeout=120, check=False,
+            )  # fmt: skip
             assert done.returncode == 0, done.stderr
             replicas = made.settle("keyhole", lambda found: len(found["keyhole"]) == 2)
             assert len(replicas["encoder-0"]) == 1

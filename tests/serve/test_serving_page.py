@@ -29,6 +29,7 @@ def port(runs):
     answering = local(ServeSettings(artifacts={"digits": [str(runs["digits"])]}))
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
+        bound.listen()  # requests wait until it runs
         server = uvicorn.Server(uvicorn.Config(make_api(answering), log_level="error"))
         thread = threading.Thread(target=server.run, args=([bound],))
         thread.start()

@@ -46,7 +46,7 @@ class Gateway:
     async def ask(self, images: Sequence[bytes], asks: Sequence[Ask]) -> list[list[Answer | Refusal]]:
         """As `Answering`."""
         columns: list[list[Answer | Refusal]] = [[] for _ in asks]
-        at: dict[str, list[tuple[int, Ask]]] = {}
+        at: dict[str, dict[int, Ask]] = {}
         for number, ask in enumerate(asks):
             name, _, which = ask.artifact.partition("@")
             entry = self.shelf.resolve(name if which == ZERO_SHOT else ask.artifact)
@@ -54,8 +54,8 @@ class Gateway:
                 columns[number] = [unknown(ask.artifact)] * len(images)
                 continue
             exact = ask if which == ZERO_SHOT else replace(ask, artifact=f"{name}@{entry.version}")
-            at.setdefault(entry.box, []).append((number, exact))
-        await asyncio.gather(*(self._fill(columns, images, box, asked) for box, asked in at.items()))
+            at.setdefault(entry.box, {})[number] = exact
+        await asyncio.gather(*(self._fill(columns, images, box, exact, asks) for box, exact in at.items()))
         return [[column[row] for column in columns] for row in range(len(images))]
 
     async def about(self, artifact: str) -> Version | Refusal:
@@ -82,15 +82,32 @@ class Gateway:
         return next(filter(None, refusals), None)
 
     async def _fill(
-        self, columns: list[list[Answer | Refusal]], images: Sequence[bytes], box: str, asked: list[tuple[int, Ask]]
+        self,
+        columns: list[list[Answer | Refusal]],
+        images: Sequence[bytes],
+        box: str,
+        exact: Mapping[int, Ask],
+        asks: Sequence[Ask],
     ) -> None:
-        """The columns of the asks that go to one encoder."""
-        rows = await self._encoders[box].ask(images, [ask for _, ask in asked])
-        for place, (number, _) in enumerate(asked):
+        """The columns of the asks that go to one encoder.
+
+        An encoder that started after a version's files had been replaced does not know this version. Where the client
+        named none, the encoder's own choice answers, as where the traffic names a version that is not there.
+        """
+        rows = await self._encoders[box].ask(images, list(exact.values()))
+        for place, number in enumerate(exact):
             columns[number] = [row[place] for row in rows]
+        drawn = (number for number, ask in exact.items() if "@" in ask.artifact and "@" not in asks[number].artifact)
+        missed = {number: asks[number] for number in drawn if _unknown(columns[number])}
+        if missed:
+            await self._fill(columns, images, box, missed, asks)
 
     def _known(self, artifact: Artifact) -> Folded | None:
         """What the gateway must know: the classes. Rows are the encoders'."""
         if (box := artifact.meta["box"]) not in self._encoders:
             raise not_served(box, self._encoders)
         return Folded(classes=tuple(artifact.meta["classes"]))
+
+
+def _unknown(column: Sequence[Answer | Refusal]) -> bool:
+    return any(isinstance(outcome, Refusal) and outcome.code == "unknown_model" for outcome in column)

@@ -32,6 +32,13 @@ READY_S = 120.0
 DRAIN_S = 2
 """How long a replica that ends goes on answering what is under way to it."""
 
+RETRY = {
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(128 * 2**10),
+}
+"""HAProxy asks another replica where one died before it answered: asking twice does no harm here. It can do so with
+requests that fit into its buffer; Ray's own settings ask again only where nothing was sent."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -97,8 +104,22 @@ def _ingress() -> Iterator[Path | None]:
         yield None
         return
     home = Path(tempfile.mkdtemp(prefix="keyhole-serve-"))
+    settings = haproxy_settings(home)
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update({name: value for name, value in settings.items() if before[name] is None})
+    try:
+        yield home
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def haproxy_settings(home: Path) -> dict[str, str]:
+    """Environment of a Ray whose HAProxy keeps its files in a folder, and its statistics on loopback."""
     stats, metrics = _free_port(), _free_port()
-    settings = {
+    return {
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(_at_home(home, stats, metrics)),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(home / "haproxy.cfg"),
@@ -109,16 +130,8 @@ def _ingress() -> Iterator[Path | None]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
+        **RETRY,
     }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update({name: value for name, value in settings.items() if before[name] is None})
-    try:
-        yield home
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-        shutil.rmtree(home, ignore_errors=True)
 
 
 def _at_home(home: Path, *ports: int) -> Path:

@@ -26,10 +26,9 @@ INTERRUPTED = 130
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--keys", type=click.Path(path_type=Path), help="API keys: a file of SHA-256 hashes, one a line.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout once it answers, nothing else there.")
-@click.pass_context
 def serve(
-    context: click.Context, runs: tuple[str, ...], port: int, host: str, watch: Path | None, replicas: str,
-    device: str, keys: Path | None, as_json: bool,
+    runs: tuple[str, ...], port: int, host: str, watch: Path | None, replicas: str, device: str, keys: Path | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Answer over HTTP with finished runs, until Ctrl-C.
 
@@ -64,7 +63,7 @@ def serve(
             facts: dict[str, Any] = {"url": url, "artifacts": names, "watch": settings.watch}
             click.echo(f"ready: {url} answers for {', '.join(names) or settings.watch}; Ctrl-C ends it", err=True)
             if as_json:
-                context.find_root().obj.give(facts)
+                click.get_current_context().find_root().obj.give(facts)
             threading.Event().wait()
     except KeyboardInterrupt:
         click.echo("ended", err=True)

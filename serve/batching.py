@@ -28,10 +28,13 @@ class Batched(Generic[Result]):
     """Items of its batch."""
 
 
-@dataclass(slots=True)
-class _Waiting(Generic[Item]):
-    item: Item
+@dataclass(slots=True, eq=False)
+class _Submission(Generic[Result]):
+    """Items that came together: whoever submitted them is woken once."""
+
+    missing: int
     done: asyncio.Future
+    results: list[Batched[Result] | None]
     since: float = field(default_factory=time.perf_counter)
 
 
@@ -46,7 +49,7 @@ class Batcher(Generic[Item, Result]):
 
     def __init__(self, work: Callable[[list[Item]], Sequence[Result]], *, most: int, executor: Executor) -> None:
         self._work, self._most, self._executor = work, most, executor
-        self._queue: deque[_Waiting[Item]] = deque()
+        self._queue: deque[tuple[Item, int, _Submission[Result]]] = deque()
         self._running: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -54,41 +57,45 @@ class Batcher(Generic[Item, Result]):
 
     async def submit(self, items: Sequence[Item]) -> list[Batched[Result]]:
         """Results in their order. Items of whoever is cancelled while they wait are left out of batches."""
+        if not items:
+            return []
         loop = asyncio.get_running_loop()
-        waiting = [_Waiting(item, loop.create_future()) for item in items]
-        self._queue.extend(waiting)
-        if self._running is None and waiting:
+        own: _Submission[Result] = _Submission(len(items), loop.create_future(), [None] * len(items))
+        self._queue.extend((item, place, own) for place, item in enumerate(items))
+        if self._running is None:
             self._running = loop.create_task(self._run())
-        return await asyncio.gather(*(one.done for one in waiting))
+        return await own.done
 
     async def _run(self) -> None:
         """Work until nothing waits."""
         loop = asyncio.get_running_loop()
         try:
             while self._queue:
-                await asyncio.sleep(0)  # the images of one request arrive together
-                taken: list[_Waiting[Item]] = []
+                await asyncio.sleep(0)  # requests that arrived together
+                taken: list[tuple[Item, int, _Submission[Result]]] = []
                 while self._queue and len(taken) < self._most:
                     waiting = self._queue.popleft()
-                    if not waiting.done.done():
+                    if not waiting[2].done.done():
                         taken.append(waiting)
                 if taken:
                     await self._batch(loop, taken)
         finally:
             self._running = None
 
-    async def _batch(self, loop: asyncio.AbstractEventLoop, taken: list[_Waiting[Item]]) -> None:
+    async def _batch(
+        self, loop: asyncio.AbstractEventLoop, taken: list[tuple[Item, int, _Submission[Result]]]
+    ) -> None:
         start = time.perf_counter()
         try:
-            results = await loop.run_in_executor(self._executor, self._work, [waiting.item for waiting in taken])
+            results = await loop.run_in_executor(self._executor, self._work, [item for item, _, _ in taken])
         except Exception as error:
-            for waiting in taken:
-                if not waiting.done.done():
-                    waiting.done.set_exception(error)
+            for _, _, own in taken:
+                if not own.done.done():
+                    own.done.set_exception(error)
             return
         work_s = time.perf_counter() - start
-        for waiting, result in zip(taken, results, strict=True):
-            if not waiting.done.done():
-                waiting.done.set_result(
-                    Batched(result=result, queue_s=start - waiting.since, work_s=work_s, batch=len(taken))
-                )
+        for (_, place, own), result in zip(taken, results, strict=True):
+            own.results[place] = Batched(result=result, queue_s=start - own.since, work_s=work_s, batch=len(taken))
+            own.missing -= 1
+            if not own.missing and not own.done.done():
+                own.done.set_result(own.results)

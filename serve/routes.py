@@ -16,7 +16,7 @@ from serve.dialects import DIALECTS
 from serve.limits import BodyLimit, KeyGate
 
 
-def _answering(request: Request) -> Answering:
+async def _answering(request: Request) -> Answering:
     return request.app.state.answering
 
 

@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import TypeVar
@@ -108,20 +109,25 @@ class Encoder:
         self.box = self._compute.submit(
             open_box, uri, classes=classes, template=template, device=settings.device, threads=settings.threads
         ).result()
+        # For the life of the thread, and after what it computes with has been loaded: not anew for each batch.
+        self._limit = ExitStack()
+        self.compute(self._limit.enter_context, limited(settings.threads))
+        self._towers = self.box if isinstance(self.box, Towers) else None
         self.width = 0
         """E; 0 where the towers of the box cannot be asked apart."""
-        if isinstance(self.box, Towers):
+        if self._towers is not None:
             pixels = np.zeros((1, 3, *(self.box.spec.image_size,) * 2), np.float32)
-            self.width = self.compute(self.box.encode, pixels).shape[1]
+            self.width = self.compute(self._towers.encode, pixels).shape[1]
 
     def compute(self, work: Callable[..., Value], *args: object) -> Value:
         """Call in the thread that computes, between batches; for other threads, never for the event loop."""
-        return self._compute.submit(self._limited, work, *args).result()
+        return self._compute.submit(work, *args).result()
 
     def close(self) -> None:
-        """End the threads; what waits is dropped."""
-        for pool in (self._decode, self._compute):
-            pool.shutdown(wait=False, cancel_futures=True)
+        """End the threads. No image is decoded any more; what is being encoded is finished."""
+        self._decode.shutdown(wait=False, cancel_futures=True)
+        self._compute.submit(self._limit.close)
+        self._compute.shutdown(wait=False)
 
     async def answer(self, images: Sequence[bytes], folded: Sequence[Folded]) -> list[tuple[list[Outcome], Timing]]:
         """For every encoded image the outcomes in the order of `folded`. An image is decoded once."""
@@ -140,45 +146,40 @@ class Encoder:
 
     async def probe(self) -> None:
         """Encode an image. Raises BoxError where that gives no finite features."""
-        if isinstance(self.box, Towers):
-            loop = asyncio.get_running_loop()
-            features = await loop.run_in_executor(self._compute, self._limited, self._probed)
+        if self._towers is not None:
+            features = await asyncio.get_running_loop().run_in_executor(self._compute, self._probed)
             if not np.isfinite(features).all():
                 raise BoxError("the model's features are not finite numbers")
 
     def _probed(self) -> Array:
-        assert isinstance(self.box, Towers)
-        black = np.zeros((self.box.spec.image_size,) * 2 + (3,), np.uint8)
-        return self.box.encode(self.box.pixels([black]))
+        assert self._towers is not None
+        black = np.zeros((self._towers.spec.image_size,) * 2 + (3,), np.uint8)
+        return self._towers.encode(self._towers.pixels([black]))
 
     # -----------------------------------------------------------------------------------------------------------------
 
     async def _group(self, images: Sequence[bytes], folded: Sequence[Folded]) -> list[tuple[list[Outcome], Timing]]:
-        """A batch of one request: by the artifacts that answer as a whole one by one, by all others together."""
-        loop, start = asyncio.get_running_loop(), time.perf_counter()
-        wholes = [one for one in folded if one.whole is not None]
-        asked = [one for one in folded if one.whole is None]
-        tables: list[dict[int, Outcome]] = [{} for _ in images]
-        timings = [Timing()] * len(images)
-        for one in wholes:
-            for table, image in zip(tables, images, strict=True):
-                table[id(one)] = await loop.run_in_executor(self._compute, self._limited, _whole, one, image)
-        if asked:
-            pixels = await self._decoded(images)
-            decode_s = (time.perf_counter() - start) / len(images)
-            items = [_Item(found, asked) for found in pixels if not isinstance(found, Refusal)]
-            done = iter(await self._batcher.submit(items))
-            for number, found in enumerate(pixels):
-                if isinstance(found, Refusal):
-                    tables[number].update((id(one), found) for one in asked)
-                    continue
-                batched = next(done)
-                tables[number].update((id(one), out) for one, out in zip(asked, batched.result, strict=True))
-                timings[number] = Timing(
-                    decode_s=decode_s, queue_s=batched.queue_s, encode_s=batched.work_s, batch=batched.batch
-                )
-        rows = [[table[id(one)] for one in folded] for table in tables]
-        return list(zip(rows, timings, strict=True))
+        """A batch of one request. The artifacts of a box are all answered as a whole, or none is."""
+        start = time.perf_counter()
+        if folded[0].whole is not None:
+            loop = asyncio.get_running_loop()
+            return [
+                ([await loop.run_in_executor(self._compute, _whole, one, image) for one in folded], Timing())
+                for image in images
+            ]
+        pixels = await self._decoded(images)
+        decode_s = (time.perf_counter() - start) / len(images)
+        items = [_Item(found, folded) for found in pixels if not isinstance(found, Refusal)]
+        done: list[tuple[list[Outcome], Timing]] = []
+        for part in await self._batcher.submit(items):
+            timing = Timing(decode_s=decode_s, queue_s=part.queue_s, encode_s=part.work_s, batch=part.batch)
+            done += [(outcomes, timing) for outcomes in part.results]
+        if len(done) == len(images):
+            return done
+        answered, undone = iter(done), Timing()
+        return [
+            ([found] * len(folded), undone) if isinstance(found, Refusal) else next(answered) for found in pixels
+        ]
 
     async def _decoded(self, images: Sequence[bytes]) -> list[Array | Refusal]:
         """As `_pixels`, by several threads where that is worth it. All together, so that they share a batch."""
@@ -191,7 +192,7 @@ class Encoder:
 
     def _pixels(self, images: Sequence[bytes]) -> list[Array | Refusal]:
         """`(3, H, H)` of each image, or why not."""
-        assert isinstance(self.box, Towers)
+        assert self._towers is not None
         refusals: list[Refusal | None] = []
 
         def readable() -> Iterator[Image]:
@@ -206,16 +207,12 @@ class Encoder:
                 if decoded is not None:
                     yield decoded
 
-        pixels = iter(self.box.pixels(readable()))  # one after the other: one image at a time is in memory
+        pixels = iter(self._towers.pixels(readable()))  # one after the other: one image at a time is in memory
         return [next(pixels) if refusal is None else refusal for refusal in refusals]
-
-    def _limited(self, work: Callable[..., Value], *args: object) -> Value:
-        with limited(self.settings.threads):
-            return work(*args)
 
     def _answer(self, items: list[_Item]) -> list[list[Outcome]]:
         """A batch: each image once for every frame, then the rows of each artifact together."""
-        assert isinstance(self.box, Towers)
+        assert self._towers is not None
         runs = [list(run) for _, run in groupby(items, lambda item: id(item.folded))]  # images of one request
         pixels: list[Array] = []
         frames: list[Array | None] = []
@@ -231,7 +228,7 @@ class Encoder:
         found: dict[tuple[int, int], list[Outcome]] = {}
         features = self._encode(pixels, frames)
         for which, (one, places) in wanted.items():
-            outcomes = iter(scored(one, features[[row for _, rows in places for row in rows]], self.box.scale))
+            outcomes = iter(scored(one, features[[row for _, rows in places for row in rows]], self._towers.scale))
             for number, rows in places:
                 found[number, which] = list(islice(outcomes, len(rows)))
         columns = ([found[number, id(one)] for one in run[0].folded] for number, run in enumerate(runs))
@@ -239,14 +236,14 @@ class Encoder:
 
     def _encode(self, pixels: list[Array], frames: list[Array | None]) -> Array:
         """`(n, E)`. Batches of `batch` rows, also where artifacts with frames ask for an image several times."""
-        assert isinstance(self.box, Towers)
+        assert self._towers is not None
         parts = []
         for start in range(0, len(pixels), self.settings.batch):
             some = slice(start, start + self.settings.batch)
             stack, own = np.stack(pixels[some]), None
             if any(frame is not None for frame in frames[some]):
                 own = np.stack([np.zeros_like(stack[0]) if frame is None else frame for frame in frames[some]])
-            parts.append(self.box.encode(stack, own))
+            parts.append(self._towers.encode(stack, own))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

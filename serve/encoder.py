@@ -177,9 +177,7 @@ class Encoder:
         if len(done) == len(images):
             return done
         answered, undone = iter(done), Timing()
-        return [
-            ([found] * len(folded), undone) if isinstance(found, Refusal) else next(answered) for found in pixels
-        ]
+        return [([found] * len(folded), undone) if isinstance(found, Refusal) else next(answered) for found in pixels]
 
     async def _decoded(self, images: Sequence[bytes]) -> list[Array | Refusal]:
         """As `_pixels`, by several threads where that is worth it. All together, so that they share a batch."""
@@ -228,9 +226,9 @@ class Encoder:
         found: dict[tuple[int, int], list[Outcome]] = {}
         features = self._encode(pixels, frames)
         for which, (one, places) in wanted.items():
-            outcomes = iter(scored(one, features[[row for _, rows in places for row in rows]], self._towers.scale))
-            for number, rows in places:
-                found[number, which] = list(islice(outcomes, len(rows)))
+            outcomes = iter(scored(one, features[[row for _, where in places for row in where]], self._towers.scale))
+            for number, where in places:
+                found[number, which] = list(islice(outcomes, len(where)))
         columns = ([found[number, id(one)] for one in run[0].folded] for number, run in enumerate(runs))
         return [list(row) for column in columns for row in zip(*column, strict=True)]
 

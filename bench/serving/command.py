@@ -1,4 +1,4 @@
-"""`keyhole bench serve`: images per CPU-second of the served application, beside the bare model and other ways to serve.
+"""`keyhole bench serve`: images per CPU-second of a server, beside the bare model and other ways to serve.
 
 The bare model decodes and encodes batches of as many images in one thread of this process. It takes turns with each
 server, and a ratio is the median over the turns; CPU time is that of all processes of a server, Ray's own included, so
@@ -94,7 +94,7 @@ def _read(given: argparse.Namespace) -> None:
     """Lists from words, and the small size. Raises RecipeError for what cannot be measured."""
     if given.quick:
         given.ways, given.images, given.clients, given.loads = "in-process,plain", "1,32", "2", "0.5"
-        given.artifacts, given.seconds, given.turns = "1,3", 0.4, 1
+        given.artifacts, given.seconds, given.turns = "3", 0.4, 1
     given.ways = split_list(given.ways)
     for way in given.ways:
         if way not in WAYS:
@@ -197,8 +197,8 @@ def table(found: dict[str, Any]) -> str:
     lines += ["", header("served", "first answer, s", "added at one client, median ms", "a new artifact answers, s")]
     for way, seconds in found["first_answer_s"].items():
         added = [r["added_ms"] for r in found["rows"] if (r["way"], r["clients"], r["images"]) == (way, 1, 1)]
-        new = [f"{row['seconds']:.1f}, {sum(row['failed'].values())} failed" for row in found["new"] if row["way"] == way]
-        lines.append(line(way, f"{seconds:.1f}", *(f"{ms:.1f}" for ms in added[:1] or [float("nan")]), "".join(new)))
+        new = [f"{r['seconds']:.1f}, {sum(r['failed'].values())} failed" for r in found["new"] if r["way"] == way]
+        lines.append(line(way, f"{seconds:.1f}", f"{added[0]:.1f}" if added else "", "".join(new)))
     return "\n".join(lines)
 
 

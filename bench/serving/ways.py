@@ -173,7 +173,8 @@ def _plain(folder: Path) -> Any:
 
     artifact = Artifact.load(folder / "bench-0")
     classes = artifact.meta["classes"]
-    box: Any = open_box(artifact.meta["box"], classes=classes, template=artifact.meta["template"], device="cpu", threads=1)
+    opening = {"classes": classes, "template": artifact.meta["template"], "device": "cpu", "threads": 1}
+    box: Any = open_box(artifact.meta["box"], **opening)
     model, form = box.image_tower.model, box.preprocess
     transform = image_transform(
         form.size, is_train=False, mean=form.mean, std=form.std, interpolation=form.interpolation

@@ -20,8 +20,10 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 _RESIZES = ("shortest", "squash", "longest")
 
 
-def _upright(image: Array | Encoded) -> Image.Image:
+def _upright(image: Array | Encoded | Image.Image) -> Image.Image:
     """A Pillow image of RGB."""
+    if isinstance(image, Image.Image):
+        return image
     if isinstance(image, Encoded):
         return image.image()
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -58,11 +60,11 @@ class Preprocess:
         if self.size < 1 or len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise RecipeError(f"{self}: it needs a size of 1 or more, three means and three positive deviations")
 
-    def pixels(self, images: Iterable[Array | Encoded]) -> Array:
+    def pixels(self, images: Iterable[Array | Encoded | Image.Image]) -> Array:
         """Decode where needed, resize and crop, one image after the other; without normalisation.
 
         Args:
-            images: n encoded images, or arrays `(h, w, 3)` uint8 RGB, of any size.
+            images: n encoded images, what `Encoded.image` makes of them, or arrays `(h, w, 3)` uint8 RGB, of any size.
 
         Returns:
             `(n, 3, H, H)` float32 in [0, 1].

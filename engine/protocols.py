@@ -195,7 +195,7 @@ class Towers(Protocol):
         """Decode and preprocess: `(n, 3, H, H)` float32 in [0, 1]. May be called from several threads.
 
         Args:
-            images: `images.Encoded`, or uint8 RGB arrays `(h, w, 3)`.
+            images: `images.Encoded`, what its `image` gives, or uint8 RGB arrays `(h, w, 3)`.
 
         Raises:
             TaskError: An image cannot be read; the message names it.

@@ -12,12 +12,15 @@ from __future__ import annotations
 import asyncio
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import TypeVar
 
 import numpy as np
+from PIL.Image import Image
 
 from engine.boxes import open_box
 from engine.errors import ArtifactError, BoxError, KeyholeError, TaskError
@@ -39,8 +42,8 @@ FORMATS = {
     b"MM\x00*": "TIFF",
 }
 """How the formats begin that are taken; besides them WebP, whose mark stands behind a length."""
-_DECODED = 16
-"""Images that a thread decodes in one go, at most: the others are encoded meanwhile."""
+_DECODED = 2**16
+"""Encoded bytes that are worth another thread: some milliseconds of decoding."""
 KNOWN = ", ".join(dict.fromkeys([*FORMATS.values(), "WEBP"]))
 
 
@@ -109,20 +112,25 @@ class Encoder:
         self.box = self._compute.submit(
             open_box, uri, classes=classes, template=template, device=settings.device, threads=settings.threads
         ).result()
+        # For the life of the thread, and after what it computes with has been loaded: not anew for each batch.
+        self._limit = ExitStack()
+        self.compute(self._limit.enter_context, limited(settings.threads))
+        self._towers = self.box if isinstance(self.box, Towers) else None
         self.width = 0
         """E; 0 where the towers of the box cannot be asked apart."""
-        if isinstance(self.box, Towers):
+        if self._towers is not None:
             pixels = np.zeros((1, 3, *(self.box.spec.image_size,) * 2), np.float32)
-            self.width = self.compute(self.box.encode, pixels).shape[1]
+            self.width = self.compute(self._towers.encode, pixels).shape[1]
 
     def compute(self, work: Callable[..., Value], *args: object) -> Value:
         """Call in the thread that computes, between batches; for other threads, never for the event loop."""
-        return self._compute.submit(self._limited, work, *args).result()
+        return self._compute.submit(work, *args).result()
 
     def close(self) -> None:
-        """End the threads; what waits is dropped."""
-        for pool in (self._decode, self._compute):
-            pool.shutdown(wait=False, cancel_futures=True)
+        """End the threads. No image is decoded any more; what is being encoded is finished."""
+        self._decode.shutdown(wait=False, cancel_futures=True)
+        self._compute.submit(self._limit.close)
+        self._compute.shutdown(wait=False)
 
     async def answer(self, images: Sequence[bytes], folded: Sequence[Folded]) -> list[tuple[list[Outcome], Timing]]:
         """For every encoded image the outcomes in the order of `folded`. An image is decoded once."""
@@ -130,7 +138,9 @@ class Encoder:
         taken, left = images[:room], images[room:]
         self._busy += len(taken)
         try:
-            parts = await asyncio.gather(*(self._part(part, folded) for part in self._parts(taken)))
+            starts = range(0, len(taken), self.settings.batch)
+            groups = [self._group(taken[start : start + self.settings.batch], folded) for start in starts]
+            parts = await asyncio.gather(*groups)
         finally:
             self._busy -= len(taken)
         full = "as many images wait as may; try again, send fewer at once, or start more replicas"
@@ -139,103 +149,103 @@ class Encoder:
 
     async def probe(self) -> None:
         """Encode an image. Raises BoxError where that gives no finite features."""
-        if isinstance(self.box, Towers):
-            loop = asyncio.get_running_loop()
-            features = await loop.run_in_executor(self._compute, self._limited, self._probed)
+        if self._towers is not None:
+            features = await asyncio.get_running_loop().run_in_executor(self._compute, self._probed)
             if not np.isfinite(features).all():
                 raise BoxError("the model's features are not finite numbers")
 
     def _probed(self) -> Array:
-        assert isinstance(self.box, Towers)
-        black = np.zeros((self.box.spec.image_size,) * 2 + (3,), np.uint8)
-        return self.box.encode(self.box.pixels([black]))
+        assert self._towers is not None
+        black = np.zeros((self._towers.spec.image_size,) * 2 + (3,), np.uint8)
+        return self._towers.encode(self._towers.pixels([black]))
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _parts(self, images: Sequence[bytes]) -> list[Sequence[bytes]]:
-        """Images of one request that are decoded by one thread, one after the other."""
-        size = min(_DECODED, -(-len(images) // self.settings.decoders) or 1)
-        return [images[start : start + size] for start in range(0, len(images), size)]
+    async def _group(self, images: Sequence[bytes], folded: Sequence[Folded]) -> list[tuple[list[Outcome], Timing]]:
+        """A batch of one request. The artifacts of a box are all answered as a whole, or none is."""
+        start = time.perf_counter()
+        if folded[0].whole is not None:
+            loop = asyncio.get_running_loop()
+            return [
+                ([await loop.run_in_executor(self._compute, _whole, one, image) for one in folded], Timing())
+                for image in images
+            ]
+        pixels = await self._decoded(images)
+        decode_s = (time.perf_counter() - start) / len(images)
+        items = [_Item(found, folded) for found in pixels if not isinstance(found, Refusal)]
+        done: list[tuple[list[Outcome], Timing]] = []
+        for part in await self._batcher.submit(items):
+            timing = Timing(decode_s=decode_s, queue_s=part.queue_s, encode_s=part.work_s, batch=part.batch)
+            done += [(outcomes, timing) for outcomes in part.results]
+        if len(done) == len(images):
+            return done
+        answered, undone = iter(done), Timing()
+        return [([found] * len(folded), undone) if isinstance(found, Refusal) else next(answered) for found in pixels]
 
-    async def _part(self, images: Sequence[bytes], folded: Sequence[Folded]) -> list[tuple[list[Outcome], Timing]]:
-        """Some images: by the artifacts that answer as a whole one by one, by all others in batches."""
-        loop, start = asyncio.get_running_loop(), time.perf_counter()
-        wholes = [one for one in folded if one.whole is not None]
-        asked = [one for one in folded if one.whole is None]
-        tables: list[dict[int, Outcome]] = [{} for _ in images]
-        timings = [Timing()] * len(images)
-        for one in wholes:
-            for table, image in zip(tables, images, strict=True):
-                table[id(one)] = await loop.run_in_executor(self._compute, self._limited, _whole, one, image)
-        if asked:
-            pixels = await loop.run_in_executor(self._decode, self._pixels, images)
-            decode_s = (time.perf_counter() - start) / len(images)
-            items = [_Item(found, asked) for found in pixels if not isinstance(found, Refusal)]
-            done = iter(await self._batcher.submit(items))
-            for number, found in enumerate(pixels):
-                if isinstance(found, Refusal):
-                    tables[number].update((id(one), found) for one in asked)
-                    continue
-                batched = next(done)
-                tables[number].update((id(one), out) for one, out in zip(asked, batched.result, strict=True))
-                timings[number] = Timing(
-                    decode_s=decode_s, queue_s=batched.queue_s, encode_s=batched.work_s, batch=batched.batch
-                )
-        rows = [[table[id(one)] for one in folded] for table in tables]
-        return list(zip(rows, timings, strict=True))
+    async def _decoded(self, images: Sequence[bytes]) -> list[Array | Refusal]:
+        """As `_pixels`, by several threads where that is worth it. All together, so that they share a batch."""
+        threads = min(self.settings.decoders, len(images), 1 + sum(map(len, images)) // _DECODED)
+        size = -(-len(images) // threads)
+        shares = [images[start : start + size] for start in range(0, len(images), size)]
+        loop = asyncio.get_running_loop()
+        found = await asyncio.gather(*(loop.run_in_executor(self._decode, self._pixels, share) for share in shares))
+        return [pixels for share in found for pixels in share]
 
     def _pixels(self, images: Sequence[bytes]) -> list[Array | Refusal]:
         """`(3, H, H)` of each image, or why not."""
-        assert isinstance(self.box, Towers)
-        found: list[Array | Refusal] = []
-        for image in images:
-            refusal = unwanted(image)
-            try:
-                found.append(refusal or self.box.pixels([Encoded(image, "the image")])[0])
-            except TaskError as error:
-                found.append(Refusal(code="bad_image", message=str(error)))
-        return found
+        assert self._towers is not None
+        refusals: list[Refusal | None] = []
 
-    def _limited(self, work: Callable[..., Value], *args: object) -> Value:
-        with limited(self.settings.threads):
-            return work(*args)
+        def readable() -> Iterator[Image]:
+            for image in images:
+                refusal, decoded = unwanted(image), None
+                if refusal is None:
+                    try:
+                        decoded = Encoded(image, "the image").image()
+                    except TaskError as error:
+                        refusal = Refusal(code="bad_image", message=str(error))
+                refusals.append(refusal)
+                if decoded is not None:
+                    yield decoded
+
+        pixels = iter(self._towers.pixels(readable()))  # one after the other: one image at a time is in memory
+        return [next(pixels) if refusal is None else refusal for refusal in refusals]
 
     def _answer(self, items: list[_Item]) -> list[list[Outcome]]:
         """A batch: each image once for every frame, then the rows of each artifact together."""
-        assert isinstance(self.box, Towers)
-        rows: dict[tuple[int, int], int] = {}  # (item, its frame) -> row of the batch
-        places: dict[int, list[tuple[int, int]]] = {}  # artifact -> (item, row)
+        assert self._towers is not None
+        runs = [list(run) for _, run in groupby(items, lambda item: id(item.folded))]  # images of one request
         pixels: list[Array] = []
         frames: list[Array | None] = []
-        artifacts: dict[int, Folded] = {}
-        for number, item in enumerate(items):
-            for folded in item.folded:
-                key = number, id(folded.frame)
-                if key not in rows:
-                    rows[key] = len(pixels)
-                    pixels.append(item.pixels)
-                    frames.append(folded.frame)
-                artifacts[id(folded)] = folded
-                places.setdefault(id(folded), []).append((number, rows[key]))
-        found: dict[tuple[int, int], Outcome] = {}
-        with limited(self.settings.threads):
-            features = self._encode(pixels, frames)
-            for which, where in places.items():
-                outcomes = scored(artifacts[which], features[[row for _, row in where]], self.box.scale)
-                found.update(((number, which), outcome) for (number, _), outcome in zip(where, outcomes, strict=True))
-        return [[found[number, id(folded)] for folded in item.folded] for number, item in enumerate(items)]
+        wanted: dict[int, tuple[Folded, list[tuple[int, range]]]] = {}  # artifact -> runs and their rows of the batch
+        for number, run in enumerate(runs):
+            rows: dict[int, range] = {}  # of each frame
+            for one in {id(one): one for one in run[0].folded}.values():
+                if id(one.frame) not in rows:
+                    rows[id(one.frame)] = range(len(pixels), len(pixels) + len(run))
+                    pixels += [item.pixels for item in run]
+                    frames += [one.frame] * len(run)
+                wanted.setdefault(id(one), (one, []))[1].append((number, rows[id(one.frame)]))
+        found: dict[tuple[int, int], list[Outcome]] = {}
+        features = self._encode(pixels, frames)
+        for which, (one, places) in wanted.items():
+            outcomes = iter(scored(one, features[[row for _, where in places for row in where]], self._towers.scale))
+            for number, where in places:
+                found[number, which] = list(islice(outcomes, len(where)))
+        columns = ([found[number, id(one)] for one in run[0].folded] for number, run in enumerate(runs))
+        return [list(row) for column in columns for row in zip(*column, strict=True)]
 
     def _encode(self, pixels: list[Array], frames: list[Array | None]) -> Array:
         """`(n, E)`. Batches of `batch` rows, also where artifacts with frames ask for an image several times."""
-        assert isinstance(self.box, Towers)
+        assert self._towers is not None
         parts = []
         for start in range(0, len(pixels), self.settings.batch):
             some = slice(start, start + self.settings.batch)
             stack, own = np.stack(pixels[some]), None
             if any(frame is not None for frame in frames[some]):
                 own = np.stack([np.zeros_like(stack[0]) if frame is None else frame for frame in frames[some]])
-            parts.append(self.box.encode(stack, own))
-        return np.concatenate(parts)
+            parts.append(self._towers.encode(stack, own))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def scored(folded: Folded, features: Array, scale: float) -> list[Outcome]:
@@ -246,8 +256,10 @@ def scored(folded: Folded, features: Array, scale: float) -> list[Outcome]:
         return [Refusal(code="unavailable", message=str(error))] * len(features)
     scores, probabilities = outputs.logits()[0], folded.probabilities(outputs)
     return [
-        Scored(label=int(row.argmax()), probabilities=table, scores=row, features=feature)
-        for row, table, feature in zip(scores, probabilities, features, strict=True)
+        Scored(label=label, probabilities=table, scores=row, features=feature)
+        for label, row, table, feature in zip(
+            scores.argmax(axis=1).tolist(), scores, probabilities, features, strict=True
+        )
     ]
 
 

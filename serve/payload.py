@@ -5,7 +5,6 @@ Knows nothing of models: whether the bytes are an image shows when they are deco
 
 from __future__ import annotations
 
-import base64
 import binascii
 
 from serve.answering import Refusal
@@ -27,8 +26,8 @@ def from_base64(text: str) -> bytes | Refusal:
     elif text[:8].lower().startswith(("http://", "https://", "file://", "ftp://")):
         return Refusal(code="bad_image", message="URLs are not fetched; send the image itself, in base64")
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+        return binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:  # binascii.Error is one, and so is a letter beyond ASCII
         return Refusal(code="bad_image", message="not valid base64; encode the image's bytes in standard base64")
 
 

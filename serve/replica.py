@@ -168,33 +168,37 @@ def _answers(
     targets: Sequence[_Target | Refusal], outcomes: Sequence[Outcome], timing: Timing
 ) -> list[Answer | Refusal]:
     """Of one image to every ask. Outcomes are of the targets, then of their shadows."""
-    outs, compared = iter(outcomes), iter(outcomes[sum(isinstance(target, _Target) for target in targets) :])
+    outs = iter(outcomes)
     found: list[Answer | Refusal] = []
+    shadowed: list[tuple[_Target, Outcome]] = []
     for target in targets:
         if isinstance(target, Refusal):
             found.append(target)
             continue
         outcome = next(outs)
+        if target.shadows:
+            shadowed.append((target, outcome))
+        found.append(outcome if isinstance(outcome, Refusal) else _answer(target, outcome, timing))
+    for target, outcome in shadowed:
         for shadow in target.shadows:
-            _compare(target.folded, outcome, shadow, next(compared))
-        if isinstance(outcome, Refusal):
-            found.append(outcome)
-            continue
-        found.append(
-            Answer(
-                label=target.folded.classes[outcome.label],
-                probability=float(outcome.probabilities[outcome.label]),
-                classes=target.folded.classes,
-                probabilities=outcome.probabilities,
-                scores=outcome.scores,
-                features=outcome.features,
-                artifact=target.entry.name,
-                version=target.version,
-                model=target.entry.model,
-                timing=timing,
-            )
-        )
+            _compare(target.folded, outcome, shadow, next(outs))
     return found
+
+
+def _answer(target: _Target, scored: Scored, timing: Timing) -> Answer:
+    classes = target.folded.classes
+    return Answer(
+        label=classes[scored.label],
+        probability=float(scored.probabilities[scored.label]),
+        classes=classes,
+        probabilities=scored.probabilities,
+        scores=scored.scores,
+        features=scored.features,
+        artifact=target.entry.name,
+        version=target.version,
+        model=target.entry.model,
+        timing=timing,
+    )
 
 
 def not_served(box: str, served: Iterable[str]) -> ArtifactError:

@@ -18,7 +18,7 @@ from serve.limits import BodyLimit, KeyGate
 from serve.telemetry import Access, Observed
 
 
-def _answering(request: Request) -> Answering:
+async def _answering(request: Request) -> Answering:
     return request.app.state.answering
 
 

@@ -124,7 +124,8 @@ async def answer(
     ask = Ask(artifact=name, labels=given.labels, template=given.template)
     outcomes = await ask_each(answering, images, ask)
     first, *_ = tell(response, outcomes)
-    return Answers(classes=first.classes, answers=[_written(outcome, include) for outcome in outcomes])
+    written: dict[int, Milliseconds] = {}  # images of one batch share their timing
+    return Answers(classes=first.classes, answers=[_written(outcome, include, written) for outcome in outcomes])
 
 
 @router.get("/v1/artifacts", operation_id="list_artifacts", responses=responses(ErrorReply, 401))
@@ -133,22 +134,25 @@ async def artifacts(answering: Asked) -> Shelf:
     return Shelf(artifacts=await answering.offers())
 
 
-def _written(outcome: Answer | Refusal, include: tuple[Include, ...]) -> Answered | Failed:
+def _written(
+    outcome: Answer | Refusal, include: tuple[Include, ...], written: dict[int, Milliseconds]
+) -> Answered | Failed:
     if isinstance(outcome, Refusal):
         return Failed(error=outcome.message, code=outcome.code)
-    told = {"probabilities": outcome.probabilities, "scores": outcome.scores, "features": outcome.features}
-    asked = {name: row.tolist() for name, row in told.items() if name in include and row is not None}
+    rows = {name: getattr(outcome, name) for name in include}
     timing = outcome.timing
+    if (milliseconds := written.get(id(timing))) is None:
+        milliseconds = written[id(timing)] = Milliseconds(
+            decode=timing.decode_s * 1e3, queue=timing.queue_s * 1e3, encode=timing.encode_s * 1e3, batch=timing.batch
+        )
     return Answered(
         label=outcome.label,
         probability=outcome.probability,
         artifact=outcome.artifact,
         version=outcome.version,
         model=outcome.model,
-        milliseconds=Milliseconds(
-            decode=timing.decode_s * 1e3, queue=timing.queue_s * 1e3, encode=timing.encode_s * 1e3, batch=timing.batch
-        ),
-        **asked,
+        milliseconds=milliseconds,
+        **{name: row.tolist() for name, row in rows.items() if row is not None},
     )
 
 

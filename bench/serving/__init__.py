@@ -1,0 +1,1 @@
+"""Speed of the served application beside the bare model and beside other ways to serve it."""

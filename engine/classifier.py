@@ -196,7 +196,7 @@ class Classifier:
             ArtifactError: The artifact does not fit its box.
         """
         self._check_features()
-        tables = [np.empty((0, self.fold().text.shape[1]), np.float32)]
+        tables = [np.empty((0, self.text_features().shape[1]), np.float32)]
         for outputs in self._whole_blocks(images, self._prompted):
             assert outputs.image is not None
             tables.append(outputs.image[0])
@@ -211,11 +211,11 @@ class Classifier:
         """
         told = self._text_answer()
         assert told.text is not None
-        pixels = None if self._prompts.pixels is None else self._prompts.pixels[0]
+        frame = None if self._prompts.pixels is None else self._prompts.pixels[0]
         return Folded(
             text=told.text[0],
             scale=told.scale,
-            pixels=pixels,
+            frame=frame,
             head=self._head,
             head_name=self.artifact.meta["head"],
         )

@@ -23,15 +23,15 @@ from engine.protocols import Array, Outputs
 class Folded:
     """A classifier on features, without its image and text towers.
 
-    With f the L2-normalised features of the image plus `pixels`, its logits are `scale * f @ text.T`, or what the
+    With f the L2-normalised features of the image plus `frame`, its logits are `scale * f @ text.T`, or what the
     head makes of f or of those logits.
     """
 
-    text: Array
-    """`(C, E)` float32 L2-normalised features of the tuned prompt."""
+    text: Array | None
+    """`(C, E)` float32 L2-normalised features of the tuned prompt; None where a head on image features needs none."""
     scale: float
     """What a cosine is multiplied by to make a logit."""
-    pixels: Array | None = None
+    frame: Array | None = None
     """`(3, H, H)` float32 frame, added to images in [0, 1]; None: there is none."""
     head: Head | None = None
     head_name: str | None = None
@@ -41,6 +41,20 @@ class Folded:
     def reads_scores(self) -> bool:
         """Whether the head reads log-probabilities `(n, C)` and not features."""
         return self.head_name is not None and on_scores(self.head_name)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        arrays = [self.text, self.frame, *(self.head.state_dict().values() if self.head else ())]
+        return sum(array.nbytes for array in arrays if array is not None)
+
+    def outputs(self, features: Array) -> Outputs:
+        """The answer for `(n, E)` image features: features where there is no head, else scores. One candidate.
+
+        Raises ArtifactError where the scores are not finite.
+        """
+        outputs = Outputs(text=None if self.text is None else self.text[None], image=features[None], scale=self.scale)
+        return outputs if self.head is None else through_head(self.head, self.head_name or "", outputs)
 
     def matrix(self) -> tuple[Array, Array]:
         """The classifier as one matrix: `logits = f @ rows.T + bias`.
@@ -55,7 +69,7 @@ class Folded:
         Raises:
             RefusedError: A frame moves the features themselves, or the head is no linear function of them.
         """
-        if self.pixels is not None:
+        if self.frame is not None:
             raise RefusedError(
                 "the artifact holds a pixel frame, which changes what the image tower sees and is no matrix; "
                 "export it --to onnx"
@@ -68,6 +82,7 @@ class Folded:
                 "export it --to onnx"
             )
         text, scale = (self.text, self.scale) if self.head is None else (self.head.text, self.head.scale)
+        assert text is not None, "without a head there is text"
         return np.float32(scale) * text, np.zeros(len(text), np.float32)
 
 

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from engine.artifact import META, Artifact
 from engine.errors import ArtifactError, KeyholeError
 from serve.answering import LATEST
-from serve.folding import Folded
+from serve.folding import Served
 from serve.schema import Offer, RefusedVersion, Shadowed, Version
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -34,7 +34,7 @@ KEPT = 5
 
 logger = logging.getLogger(__name__)
 
-Fold = Callable[[Artifact], Folded | None]
+Fold = Callable[[Artifact], Served | None]
 """Raises ArtifactError for what cannot be served; None: it is another encoder's."""
 Stamp = tuple[int, int, int]
 
@@ -76,7 +76,7 @@ class Entry:
     accuracy: float | None
     zero_shot_accuracy: float | None
     test_images: int
-    folded: Folded
+    folded: Served
     agreement: Agreement = field(default_factory=Agreement)
 
     @property

@@ -24,12 +24,13 @@ from PIL.Image import Image
 
 from engine.boxes import open_box
 from engine.errors import ArtifactError, BoxError, KeyholeError, TaskError
+from engine.folded import probabilities_of
 from engine.images import MAX_BYTES, Encoded
 from engine.protocols import Array, Towers
 from engine.threads import limited
 from serve.answering import Refusal, Timing
 from serve.batching import Batcher
-from serve.folding import Folded
+from serve.folding import Served
 
 Value = TypeVar("Value")
 
@@ -85,7 +86,7 @@ class _Item:
 
     pixels: Array
     """`(3, H, H)`."""
-    folded: Sequence[Folded]
+    folded: Sequence[Served]
 
 
 class Encoder:
@@ -132,7 +133,7 @@ class Encoder:
         self._compute.submit(self._limit.close)
         self._compute.shutdown(wait=False)
 
-    async def answer(self, images: Sequence[bytes], folded: Sequence[Folded]) -> list[tuple[list[Outcome], Timing]]:
+    async def answer(self, images: Sequence[bytes], folded: Sequence[Served]) -> list[tuple[list[Outcome], Timing]]:
         """For every encoded image the outcomes in the order of `folded`. An image is decoded once."""
         room = max(0, self.settings.queue - self._busy)
         taken, left = images[:room], images[room:]
@@ -161,7 +162,7 @@ class Encoder:
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    async def _group(self, images: Sequence[bytes], folded: Sequence[Folded]) -> list[tuple[list[Outcome], Timing]]:
+    async def _group(self, images: Sequence[bytes], folded: Sequence[Served]) -> list[tuple[list[Outcome], Timing]]:
         """A batch of one request. The artifacts of a box are all answered as a whole, or none is."""
         start = time.perf_counter()
         if folded[0].whole is not None:
@@ -217,7 +218,7 @@ class Encoder:
         runs = [list(run) for _, run in groupby(items, lambda item: id(item.folded))]  # images of one request
         pixels: list[Array] = []
         frames: list[Array | None] = []
-        wanted: dict[int, tuple[Folded, list[tuple[int, range]]]] = {}  # artifact -> runs and their rows of the batch
+        wanted: dict[int, tuple[Served, list[tuple[int, range]]]] = {}  # artifact -> runs and their rows of the batch
         for number, run in enumerate(runs):
             rows: dict[int, range] = {}  # of each frame
             for one in {id(one): one for one in run[0].folded}.values():
@@ -229,7 +230,7 @@ class Encoder:
         found: dict[tuple[int, int], list[Outcome]] = {}
         features = self._encode(pixels, frames)
         for which, (one, places) in wanted.items():
-            outcomes = iter(scored(one, features[[row for _, where in places for row in where]], self._towers.scale))
+            outcomes = iter(scored(one, features[[row for _, where in places for row in where]]))
             for number, where in places:
                 found[number, which] = list(islice(outcomes, len(where)))
         columns = ([found[number, id(one)] for one in run[0].folded] for number, run in enumerate(runs))
@@ -248,13 +249,14 @@ class Encoder:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def scored(folded: Folded, features: Array, scale: float) -> list[Outcome]:
+def scored(served: Served, features: Array) -> list[Outcome]:
     """Outcomes of one artifact for `(n, E)` image features."""
+    assert served.folded is not None
     try:
-        outputs = folded.outputs(features, scale)
+        outputs = served.folded.outputs(features)
     except ArtifactError as error:
         return [Refusal(code="unavailable", message=str(error))] * len(features)
-    scores, probabilities = outputs.logits()[0], folded.probabilities(outputs)
+    scores, probabilities = outputs.logits()[0], probabilities_of(outputs, len(served.classes))
     return [
         Scored(label=label, probabilities=table, scores=row, features=feature)
         for label, row, table, feature in zip(
@@ -274,7 +276,7 @@ def unwanted(image: bytes) -> Refusal | None:
     return Refusal(code="unsupported_type", message=f"the bytes are no image of a known format; send one of {KNOWN}")
 
 
-def _whole(folded: Folded, image: bytes) -> Outcome:
+def _whole(folded: Served, image: bytes) -> Outcome:
     """The answer of a classifier by itself."""
     assert folded.whole is not None
     if refusal := unwanted(image):

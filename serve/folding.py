@@ -17,48 +17,33 @@ import numpy as np
 from engine.artifact import Artifact
 from engine.classifier import Classifier
 from engine.errors import ArtifactError, KeyholeError
-from engine.folded import probabilities_of, through_head
+from engine.folded import Folded
 from engine.heads import Head, on_scores
-from engine.protocols import Array, BlackBox, Outputs, Towers
+from engine.protocols import Array, BlackBox, Towers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Folded:
-    """How an artifact answers, given image features."""
+class Served:
+    """How an artifact answers: from image features, or as a whole. A gateway's has the classes alone."""
 
     classes: tuple[str, ...]
     """C names."""
-    rows: Array | None = None
-    """`(C, E)` float32 L2-normalised text features; None where only a head on image features speaks."""
-    frame: Array | None = None
-    """`(3, H, H)` float32, added to the image."""
-    head: Head | None = None
-    head_name: str = ""
+    folded: Folded | None = None
     whole: Classifier | None = None
-    """Answers by itself, from encoded images; nothing else is set then."""
+    """Answers by itself, from encoded images."""
+
+    @property
+    def frame(self) -> Array | None:
+        """`(3, H, H)` float32, added to the image."""
+        return None if self.folded is None else self.folded.frame
 
     @property
     def row_bytes(self) -> int:
         """Bytes of its arrays."""
-        arrays = [self.rows, self.frame, *(self.head.state_dict().values() if self.head else ())]
-        return sum(array.nbytes for array in arrays if array is not None)
-
-    def outputs(self, features: Array, scale: float) -> Outputs:
-        """The answer for `(n, E)` image features: features where there is no head, else scores. One candidate.
-
-        Raises:
-            ArtifactError: The scores are not finite.
-        """
-        text = None if self.rows is None else self.rows[None]
-        outputs = Outputs(text=text, image=features[None], scale=scale)
-        return outputs if self.head is None else through_head(self.head, self.head_name, outputs)
-
-    def probabilities(self, outputs: Outputs) -> Array:
-        """`(n, C)` float64, as `Classifier.predict` has them."""
-        return probabilities_of(outputs, len(self.classes))
+        return 0 if self.folded is None else self.folded.nbytes
 
 
-def fold(artifact: Artifact, box: BlackBox, width: int) -> Folded:
+def fold(artifact: Artifact, box: BlackBox, width: int) -> Served:
     """Fold an artifact for an open box of its own kind, whose image features are `width` (E) wide.
 
     Raises:
@@ -70,9 +55,9 @@ def fold(artifact: Artifact, box: BlackBox, width: int) -> Folded:
         raise ArtifactError(f"it was tuned on another {meta['box']}: {', '.join(differing)} differ")
     classes = tuple(meta["classes"])
     if not isinstance(box, Towers):
-        return Folded(classes=classes, whole=Classifier(artifact).open())
+        return Served(classes=classes, whole=Classifier(artifact).open())
     if "features" not in box.spec.gives:
-        return Folded(classes=classes, whole=Classifier(artifact, box=box.retold(classes, meta["template"])))
+        return Served(classes=classes, whole=Classifier(artifact, box=box.retold(classes, meta["template"])))
     head = artifact.head()
     rows = _rows(artifact, box, head)
     frame = artifact.arrays.get("pixels")
@@ -83,14 +68,14 @@ def fold(artifact: Artifact, box: BlackBox, width: int) -> Folded:
     for found_width in (None if rows is None else rows.shape[1], _width(head, meta["head"])):
         if found_width not in (None, width):
             raise ArtifactError(f"it holds features {found_width} wide, those of {box.spec.uri} are {width}")
-    folded = Folded(classes=classes, rows=rows, frame=frame, head=head, head_name=meta["head"] or "")
     if rows is None and head is None:
         raise ArtifactError("it holds neither text nor a head")
-    folded.outputs(np.full((1, width), width**-0.5, np.float32), box.scale)  # what would fail later fails here
-    return folded
+    folded = Folded(text=rows, scale=box.scale, frame=frame, head=head, head_name=meta["head"])
+    folded.outputs(np.full((1, width), width**-0.5, np.float32))  # what would fail later fails here
+    return Served(classes=classes, folded=folded)
 
 
-def refold(artifact: Artifact | None, box: Towers, classes: Sequence[str], template: str) -> Folded:
+def refold(artifact: Artifact | None, box: Towers, classes: Sequence[str], template: str) -> Served:
     """Fold for other classes or another template: an artifact's context with them, or (None) the bare template.
 
     A frame of the artifact stays.
@@ -102,9 +87,8 @@ def refold(artifact: Artifact | None, box: Towers, classes: Sequence[str], templ
     bare = Artifact(meta={"classes": list(classes), "template": template, "head": None}, arrays={})
     asked = Classifier(artifact or bare, box=box.retold(classes, template))
     frame = None if artifact is None else artifact.arrays.get("pixels")
-    return Folded(
-        classes=tuple(classes), rows=asked.text_features(), frame=None if frame is None or not frame.any() else frame
-    )
+    frame = None if frame is None or not frame.any() else frame
+    return Served(classes=tuple(classes), folded=Folded(text=asked.text_features(), scale=box.scale, frame=frame))
 
 
 def _rows(artifact: Artifact, box: Towers, head: Head | None) -> Array | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from engine.artifact import Artifact
 from serve.answering import ZERO_SHOT, Answer, Answering, Ask, Refusal
 from serve.artifact_shelf import Shelf
-from serve.folding import Folded
+from serve.folding import Served
 from serve.replica import not_served, unknown
 from serve.schema import Offer, Version
 from serve.settings import Directions
@@ -102,11 +102,11 @@ class Gateway:
         if missed:
             await self._fill(columns, images, box, missed, asks)
 
-    def _known(self, artifact: Artifact) -> Folded | None:
+    def _known(self, artifact: Artifact) -> Served | None:
         """What the gateway must know: the classes. Rows are the encoders'."""
         if (box := artifact.meta["box"]) not in self._encoders:
             raise not_served(box, self._encoders)
-        return Folded(classes=tuple(artifact.meta["classes"]))
+        return Served(classes=tuple(artifact.meta["classes"]))
 
 
 def _unknown(column: Sequence[Answer | Refusal]) -> bool:

@@ -18,7 +18,7 @@ from serve import metrics
 from serve.answering import ZERO_SHOT, Answer, Ask, Refusal, Timing
 from serve.artifact_shelf import VERSION_DIGITS, Entry, Shelf
 from serve.encoder import Encoder, EncoderSettings, Outcome, Scored
-from serve.folding import Folded, fold, refold
+from serve.folding import Served, fold, refold
 from serve.schema import MOST_LABELS, Offer, Version
 from serve.settings import Directions
 from serve.watching import Watcher
@@ -33,7 +33,7 @@ class _Target:
 
     entry: Entry
     version: str
-    folded: Folded
+    folded: Served
     shadows: tuple[Entry, ...] = ()
 
 
@@ -64,7 +64,7 @@ class Replica:
         self._uri, self._alone = box, alone
         self.encoder = Encoder(box, classes, template, settings or EncoderSettings())
         self.shelf = Shelf(self._fold, watch)
-        self._refolded: dict[tuple, Folded] = {}
+        self._refolded: dict[tuple, Served] = {}
         self._texts = ThreadPoolExecutor(1, thread_name_prefix="refold")
         self._watcher = Watcher(self.shelf)
 
@@ -141,7 +141,7 @@ class Replica:
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _fold(self, artifact: Artifact) -> Folded | None:
+    def _fold(self, artifact: Artifact) -> Served | None:
         if (box := artifact.meta["box"]) != self._uri:
             if self._alone:
                 raise not_served(box, [self._uri])
@@ -150,7 +150,7 @@ class Replica:
             return fold(artifact, self.encoder.box, self.encoder.width)
         return self.encoder.compute(fold, artifact, self.encoder.box, self.encoder.width)
 
-    def _refold(self, entry: Entry, version: str | None, labels: tuple[str, ...], template: str) -> Folded:
+    def _refold(self, entry: Entry, version: str | None, labels: tuple[str, ...], template: str) -> Served:
         """Rows for other classes or the bare template, kept for a while. Raises as `refold`."""
         artifact = None
         if version is not None:  # its context is not kept in memory
@@ -218,7 +218,7 @@ def _usable(labels: Sequence[str]) -> bool:
     return 0 < len(labels) <= MOST_LABELS and len(set(labels)) == len(labels) and all(map(str.strip, labels))
 
 
-def _compare(folded: Folded, outcome: Scored | Refusal, shadow: Entry, other: Scored | Refusal) -> None:
+def _compare(folded: Served, outcome: Scored | Refusal, shadow: Entry, other: Scored | Refusal) -> None:
     """Note whether a shadow says the same."""
     if isinstance(outcome, Scored) and isinstance(other, Scored):
         agreed = folded.classes[outcome.label] == shadow.folded.classes[other.label]

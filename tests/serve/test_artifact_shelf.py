@@ -161,6 +161,6 @@ def test_readers_never_see_half_a_change(shelf, artifact, tmp_path, monkeypatch)
 def test_rows_are_the_artifacts_own(shelf, artifact, tmp_path):
     write(artifact, tmp_path / "pets")
     shelf.scan()
-    rows = shelf.resolve("pets").folded.rows
+    rows = shelf.resolve("pets").folded.folded.text
     np.testing.assert_array_equal(rows, artifact.arrays["text_features"])
     assert rows.base is None, "the file it came from is not kept"

@@ -57,9 +57,10 @@ class TunedTower(nn.Module):
         self.model = box.model if on_cpu else copy.deepcopy(box.model).cpu()
         self.clip = box.image_tower.clip
         self.scale = folded.scale
+        assert folded.text is not None, "a classifier folds with its text"
         plain = LinearHead.of(folded.scale * folded.text, np.zeros(len(folded.text)), chosen=0.0)
         self.head = torch_module(folded.head or plain)
-        self.register_buffer("frame", None if folded.pixels is None else torch.tensor(folded.pixels))
+        self.register_buffer("frame", None if folded.frame is None else torch.tensor(folded.frame))
         self.register_buffer("text", torch.tensor(folded.text) if folded.reads_scores else None)
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(box.preprocess, name)).view(3, 1, 1))

@@ -143,9 +143,10 @@ def _turn(server: Server, count: int, ask: Callable[[], Heard]) -> dict[str, Any
     before = server.cpu_s()
     heard = ask()
     spent = sum(after - before.get(process, 0.0) for process, after in server.cpu_s().items())
-    told = heard.facts()
-    images = count * heard.codes[200]
-    return {**told, "images_a_second": images / heard.wall_s, "cpu_ms": 1e3 * spent / max(1, images)}
+    if not heard.seconds:
+        raise BoxError(f"{server.way}: no request was answered; the codes were {dict(heard.codes)}")
+    images = count * len(heard.seconds)
+    return {**heard.facts(), "images_a_second": images / heard.wall_s, "cpu_ms": 1e3 * spent / images}
 
 
 def _about(server: Server, count: int) -> dict[str, Any]:
@@ -157,11 +158,12 @@ def _arrival(given: argparse.Namespace, server: Server, images: Sequence[bytes])
     fresh = material.variant(Artifact.load(server.folder / "bench-0"), seed=2**31)
     others = material.requests(server.way, 1, server.artifacts, images)
     (asked,) = set(material.requests(server.way, 1, 1, images[:1]))
-    asked = asked.replace(b"bench-0", b"bench-new")
+    name = f"new-{server.way}"
+    asked = asked.replace(b"bench-0", name.encode())
     with ThreadPoolExecutor(1) as pool:
         load = pool.submit(closed_loop, server.port, others, clients=8, seconds=4.0)
         time.sleep(1.0)
-        fresh.save(server.folder / "bench-new")
+        fresh.save(server.folder / name)
         begin = time.perf_counter()
         while closed_loop(server.port, [asked], clients=1, seconds=0.0).codes[200] == 0:
             if time.perf_counter() - begin > given.patience:

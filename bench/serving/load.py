@@ -24,15 +24,16 @@ class Heard:
     """What clients heard."""
 
     seconds: list[float] = field(default_factory=list)
-    """Of each answer, in the order in which they came."""
+    """Of each answer with code 200, in the order in which they came."""
     codes: Counter[int] = field(default_factory=Counter)
+    """0: the connection broke."""
     wall_s: float = 0.0
 
     def facts(self) -> dict[str, Any]:
         """Requests a second, percentiles in milliseconds, and the codes other than 200."""
         percentiles = np.percentile(self.seconds, (50, 95, 99)) * 1e3 if self.seconds else [float("nan")] * 3
         return {
-            "requests": len(self.seconds),
+            "requests": self.codes.total(),
             "requests_a_second": len(self.seconds) / self.wall_s,
             **{f"p{rank}_ms": float(found) for rank, found in zip((50, 95, 99), percentiles, strict=True)},
             "failed": {str(code): count for code, count in sorted(self.codes.items()) if code != 200},
@@ -132,8 +133,10 @@ def open_loop(port: int, requests: Sequence[bytes], *, rate: float, seconds: flo
 
 
 async def _timed(heard: Heard, connection: Connection, request: bytes, since: float) -> None:
-    heard.codes[await connection.ask(request)] += 1
-    heard.seconds.append(time.perf_counter() - since)
+    code = await connection.ask(request)
+    heard.codes[code] += 1
+    if code == 200:
+        heard.seconds.append(time.perf_counter() - since)
 
 
 def _conducted(heard: Heard, clients: Callable[[], list[Any]]) -> Heard:

@@ -104,7 +104,7 @@ def test_it_answers_and_leaves_nothing(runs, photo, home, number):
         assert ask(port, "/models/nobody", image)[0] == 404
         assert {address for title, address in listening(home) if "haproxy" in title} == {"127.0.0.1"}
         process.send_signal(number)
-        assert process.wait(60) == 130
+        assert process.wait(120) == 130  # on a busy machine Ray takes its time
     deadline = time.monotonic() + 10
     while (left := ours(home)) and time.monotonic() < deadline:
         time.sleep(0.2)

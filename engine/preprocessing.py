@@ -18,6 +18,18 @@ from engine.protocols import Array
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _RESIZES = ("shortest", "squash", "longest")
+LONGEST = 64
+"""Lengths of its short side that are looked at of a long image, before the centre crop takes one of them."""
+
+
+def _shortened(image: Image.Image) -> Image.Image:
+    """The middle of an image that is very long: enlarged whole, a hundred bytes of PNG would take gigabytes."""
+    width, height = image.size
+    wide, high = min(width, LONGEST * height), min(height, LONGEST * width)
+    if (wide, high) == (width, height):
+        return image
+    left, top = (width - wide) // 2, (height - high) // 2
+    return image.crop((left, top, left + wide, top + high))
 
 
 def _upright(image: Array | Encoded | Image.Image) -> Image.Image:
@@ -76,6 +88,8 @@ class Preprocess:
 
     def _fit(self, image: Image.Image) -> Image.Image:
         """Resize and centre crop to H x H, with torchvision's and open_clip's rounding."""
+        if self.resize == "shortest":
+            image = _shortened(image)
         side, (width, height) = self.size, image.size
         if self.resize == "squash":
             width, height = side, side

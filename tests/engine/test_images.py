@@ -10,7 +10,7 @@ from PIL import Image
 from engine import images
 from engine.errors import KeyholeError, RecipeError, TaskError
 from engine.images import Encoded, Files, check_images, digest
-from engine.preprocessing import Preprocess
+from engine.preprocessing import LONGEST, Preprocess, _shortened
 from engine.task import Subset
 
 SIZES = [(40, 30), (30, 40), (32, 32), (20, 20), (101, 37), (37, 230), (64, 64), (1, 1), (1, 50)]
@@ -228,3 +228,15 @@ def test_digest_tells_content_shape_and_type_apart():
     assert digest(image) == digest(np.asfortranarray(image)) == digest(image.copy())
     others = [noise(4, 6, seed=1), image.reshape(6, 4, 3), image.astype(np.int16), image[:, ::-1]]
     assert len({digest(image), *map(digest, others)}) == 5
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+def test_a_very_long_image_takes_no_gigabytes(size):
+    """Its middle is what the centre crop sees anyway; an image that is not so long is not touched."""
+    preprocess = Preprocess(size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
+    white = Image.new("RGB", size, "white")
+    assert max(_shortened(white).size) == LONGEST and (preprocess.pixels([white]) == 1).all()
+    line = Image.fromarray(noise(8, 8 * 60))
+    assert _shortened(line) is line
+    middle = line.crop((8 * 28, 0, 8 * 32, 8))
+    np.testing.assert_allclose(preprocess.pixels([line])[0, :, :, 8:24], preprocess.pixels([middle])[0, :, :, 8:24])

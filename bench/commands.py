@@ -15,7 +15,7 @@ BENCHES = {
     "search": ("bench.search.command", "The accuracy of every method by evaluations spent."),
     "workers": ("bench.workers", "How much of a worker's time the encoder takes."),
     "memory": ("bench.memory", "Peak memory of a search with many classes."),
-    "serve": ("bench.serving.command", "Images per CPU-second of a server, beside the bare model and other servers."),
+    "serve": ("bench.serving.command", "What a server keeps of the bare model, and others' servers."),
     "heads": ("bench.heads", "The accuracy of heads on returned features and scores."),
 }
 """name -> a module with a `BENCH` (bench.entry.Bench), and what it measures."""

@@ -52,7 +52,7 @@ def test_the_lists_leave_nothing_out(command):
 
     assert names("methods") == {*search.METHODS, "nevergrad:NAME", *(f"head:{name}" for name in HEADS), "ceiling:coop"}
     assert names("prompts") == set(prompts.PROMPTS)
-    assert {name.partition(":")[0] for name in names("boxes")} == {form.partition(":")[0] for form in boxes.FORMS}
+    assert {name.partition(":")[0] for name in names("boxes")} == {*boxes.SCHEMES}
     assert {name.partition(":")[0] for name in names("tasks")} == {*tasks.SCHEMES, "package.module"}
     assert names("tasks") == {*tasks.task_names()} >= {f"mini:{name}" for name in embedded.TASKS}
     assert names("boxes") >= {f"mini:{name}" for name in models.HASHES}

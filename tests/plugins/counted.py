@@ -64,6 +64,7 @@ class CountedBox:
 
 
 def open_box(request):
+    """The toy, with a note of every answer."""
     made = Talking if request.options.get("accepts") == "words" else toy.ToyBox
     words = {name: getattr(request, name) for name in ("uri", "classes", "template", "gives")}
     return CountedBox(made(**words), request.rest)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.checkpoint import Like, arrays_like
-from engine.errors import ArtifactError, RefusedError, TaskError
+from engine.errors import ArtifactError, RecipeError, RefusedError, TaskError
 from engine.evaluators.problem import ProblemSpec
 from engine.evaluators.serial import Serial
 from engine.ledger import Ledger
@@ -207,8 +207,12 @@ class Session:
         return reply if self.keep or split == "test" else replace(reply, outputs=None, labels=None)
 
     def outputs(self, theta: Array, split: str) -> Outputs:
-        """All that the box says of one candidate on a whole split: held, put together from what is, or read."""
-        assert self.keep, "a session that keeps no outputs has none to tell"
+        """All that the box says of one candidate on a whole split: held, put together from what is, or read.
+
+        Raises RecipeError in a session that keeps no outputs.
+        """
+        if not self.keep:
+            raise RecipeError("keep=False: this session holds no outputs, as a head takes them; open it with keep=True")
         text, image = self._text.get(key_of(theta)), self._images.get(split)
         if text is not None and image is not None:
             return Outputs(text=text, image=image, scale=self._scale)

@@ -85,6 +85,8 @@ def test_a_session_ends_in_sentences():
         session.evaluate(np.zeros((2, session.space.dim), np.float32))
         with pytest.raises(BudgetError, match="allow more"):
             session.evaluate(np.zeros((2, session.space.dim), np.float32))
+    with kh.Session("toy:", task, budget=3) as session, pytest.raises(RecipeError, match="keep=True"):
+        list(kh.method("head:gda").run(session))
     other = replace(task, classes=tuple(reversed(task.classes)))
     with pytest.raises(TaskError, match="other classes"):
         kh.Session(kh.load_box("toy:", other), task)

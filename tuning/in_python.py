@@ -10,13 +10,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from engine.classifier import Classifier
-from engine.errors import RecipeError
-from engine.evaluators.serial import Serial
 from engine.protocols import BlackBox
 from engine.task import Task
 from tuning.recipe import load_recipe, make_recipe
 from tuning.resolve import method_of
-from tuning.run import Tuning, problem_of, task_of
+from tuning.run import Tuning, evaluator_of, problem_of, task_of
 from tuning.run_folder import RESULT
 
 
@@ -35,14 +33,8 @@ def tuned(
     evaluator = None
     given = None if isinstance(task, str | None) else task
     if not isinstance(box, str | None):
-        if made.workers:
-            raise RecipeError(
-                f"workers={made.workers}: each opens its box by its URI, and {made.box} came as an open one; "
-                "give the URI, or workers=0"
-            )
         given = given or task_of(made)
-        problem = replace(problem_of(made, given, method_of(made)), box=box)
-        evaluator = Serial(problem, chunk=made.pool.chunk)
+        evaluator = evaluator_of(made, replace(problem_of(made, given, method_of(made)), box=box))
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(TemporaryDirectory())) / "run"
         if not (resume and (folder / RESULT).exists()):
